@@ -1,0 +1,30 @@
+// One probe for the instruction sets the kernels know. Wide code stands in functions with their own target attribute,
+// so the library itself is built for the baseline and runs on any x86-64 (and, by its baseline code, elsewhere).
+#pragma once
+
+#include <string>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define EMBEDMUX_X86 1
+#define EMBEDMUX_AVX2 __attribute__((target("avx2,fma,f16c")))
+#define EMBEDMUX_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")))
+#define EMBEDMUX_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")))
+#define EMBEDMUX_AMX \
+  __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")))
+#endif
+
+namespace embedmux {
+
+// Each level holds all levels below it.
+enum class Isa { baseline = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3, amx = 4 };
+
+// The widest set this processor and operating system give, or the cap of set_max_isa if that is lower.
+Isa isa();
+
+// Caps isa(), for tests that run one case per instruction set: "baseline", "avx2", "avx512", "avx512_bf16", "amx".
+void set_max_isa(const std::string& name);
+
+const char* isa_name(Isa level);
+
+}  // namespace embedmux

@@ -1,0 +1,39 @@
+"""The door to the kernels: importing it registers every op, then loads the compiled CPU kernels if they are there.
+
+``ALL`` lists the ops; tests, benchmarks and the server's start-up report walk it.
+"""
+
+import importlib
+import importlib.util
+
+import torch
+
+from embedmux.kernels.attention import attention
+from embedmux.kernels.lora_matmul import lora_matmul, pack_weight
+from embedmux.kernels.norm import add_layer_norm
+from embedmux.kernels.pool_normalize import pool_normalize
+from embedmux.kernels.quantize_rows import quantize_rows
+
+ALL = (lora_matmul, attention, add_layer_norm, pool_normalize, quantize_rows)
+EXTENSION = "embedmux.kernels._C"
+
+# A build without a compiler (EMBEDMUX_NO_EXT=1) has no extension; a broken one must fail loudly, hence no try.
+HAS_EXTENSION = importlib.util.find_spec(EXTENSION) is not None
+if HAS_EXTENSION:
+    importlib.import_module(EXTENSION)
+
+
+def backends(device: str) -> dict[str, str]:
+    """Op name -> the kernel that answers on ``device`` ("cpu" or "cuda"): csrc, triton or reference."""
+    return {op.name: op.backend(device) for op in ALL}
+
+
+def cpu_isa() -> str:
+    """The widest instruction set the compiled CPU kernels use here, or "none" without the extension."""
+    return str(torch.ops.embedmux.cpu_isa()) if HAS_EXTENSION else "none"
+
+
+__all__ = [
+    "ALL", "HAS_EXTENSION", "add_layer_norm", "attention", "backends", "cpu_isa", "lora_matmul", "pack_weight",
+    "pool_normalize", "quantize_rows",
+]  # fmt: skip
