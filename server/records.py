@@ -1,0 +1,233 @@
+"""The nouns the rooms exchange. Standard library only; frozen, so a record can be shared between threads."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from embedmux.server.errors import EmbedmuxError
+
+BASE_MODEL = -1  # the adapter handle and the slot of a text that goes through the bare backbone
+
+
+class Encoding(enum.Enum):
+    """How one value of a vector is stored in the reply; the member's value is its name on the wire."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+    UINT8 = "uint8"
+    BINARY = "binary"
+    UBINARY = "ubinary"
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether codes mean something only together with per-dimension ranges."""
+        return self in (Encoding.INT8, Encoding.UINT8)
+
+    def row_bytes(self, dimensions: int) -> int:
+        """Bytes of one vector."""
+        if self in (Encoding.BINARY, Encoding.UBINARY):
+            return (dimensions + 7) // 8
+        return dimensions * {Encoding.FLOAT32: 4, Encoding.FLOAT16: 2, Encoding.BFLOAT16: 2}.get(self, 1)
+
+
+class Role(enum.Enum):
+    """Which side of a retrieval task a text stands on."""
+
+    QUERY = "query"
+    DOCUMENT = "document"
+
+
+class Truncate(enum.Enum):
+    """What to do with a text over the model's token limit: refuse it, or cut its end or its start."""
+
+    NONE = "none"
+    END = "end"
+    START = "start"
+
+
+class Pooling(enum.Enum):
+    """How token states become one vector."""
+
+    MEAN = "mean"
+    CLS = "cls"
+    LAST = "last"
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """What a text is for. ``None`` everywhere is the bare model with its default prompt."""
+
+    task: str | None = None
+    role: Role | None = None
+    adapter: str | None = None
+    prompt_name: str | None = None
+    prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedJob:
+    """One Embed request, free of proto. ``deadline`` is on time.monotonic's clock, in seconds."""
+
+    texts: tuple[str, ...]
+    instructions: tuple[Instruction, ...]
+    dimensions: int | None = None
+    encoding: Encoding = Encoding.FLOAT32
+    truncate: Truncate = Truncate.NONE
+    model: str | None = None
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What makes vectors comparable; see server/spaces.py. ``calibration`` is empty for uncalibrated encodings."""
+
+    id: str
+    calibration: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A resolved instruction: the adapter's handle (BASE_MODEL for none), the literal prompt and the space."""
+
+    adapter: int
+    adapter_id: str
+    prompt: str
+    space: Space
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One tokenised text. ``original`` counts tokens before the cut, prompt and special tokens included."""
+
+    ids: list[int]
+    original: int
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the model reads fewer tokens than the text has."""
+        return len(self.ids) < self.original
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """One answer: ``vectors`` holds a row per text, zero bytes where ``errors`` has an entry for it."""
+
+    vectors: bytes
+    encoding: Encoding
+    dimensions: int
+    num_tokens: list[int]
+    num_tokens_original: list[int]
+    spaces: list[Space | None]
+    errors: dict[int, EmbedmuxError]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """What the engine makes of token states; rows that share a spec and a calibration are encoded together."""
+
+    dimensions: int
+    encoding: Encoding
+
+
+@dataclass(eq=False, slots=True)
+class EngineJob:
+    """Texts of one request on their way through the engine; identity, not content, tells jobs apart.
+
+    token_ids [T] int32, offsets [n + 1] int32, adapters [n] int32 handles (BASE_MODEL for none);
+    ``out`` takes n rows of ``output.encoding.row_bytes(output.dimensions)`` bytes.
+    """
+
+    id: int
+    token_ids: np.ndarray
+    offsets: np.ndarray
+    adapters: np.ndarray
+    output: OutputSpec
+    deadline: float | None
+    out: memoryview
+    remaining: int = 0
+    errors: dict[int, EmbedmuxError] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One text in the engine's queue. ``enqueued`` and ``deadline`` are monotonic seconds."""
+
+    job: EngineJob
+    index: int
+    num_tokens: int
+    slot: int
+    enqueued: float
+    deadline: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """One linear's update as stored by PEFT: a [rank, in], b [out, rank], y += scale · b(a x)."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Per-dimension ranges for int8 and uint8 codes: ranges [2, dimensions] float32 (min, max)."""
+
+    id: str
+    dimensions: int
+    ranges: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """One validated adapter, immutable: its weights by linear name, and what it says about its task."""
+
+    id: str
+    digest: str
+    path: str
+    task: str | None
+    prompts: dict[str, str]
+    targets: dict[str, LowRank]
+    calibrations: dict[int, Calibration]
+    max_rank: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """What the front knows of a loaded adapter; plain values only, since it crosses the process border as JSON."""
+
+    handle: int
+    id: str
+    digest: str
+    task: str | None
+    prompts: dict[str, str]
+    calibrations: dict[int, str]
+    max_rank: int
+    num_bytes: int
+    num_targets: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the front knows of the backbone."""
+
+    name: str
+    digest: str
+    architecture: str
+    dimensions: int
+    max_tokens: int
+    pooling: str
+    dtype: str
+    device: str
+    calibrations: dict[int, str]
+    backends: dict[str, str]
+    isa: str
