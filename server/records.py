@@ -169,6 +169,21 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """Packed sequences on the device, sorted by slot: what a backbone reads.
+
+    token_ids and positions [T] int64; offsets [n + 1] int32, where each sequence starts;
+    segment_offsets [G + 1] int32 and segment_slots [G] int32, rows that share an adapter (BASE_MODEL for none).
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    offsets: torch.Tensor
+    segment_offsets: torch.Tensor
+    segment_slots: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class LowRank:
     """One linear's update as stored by PEFT: a [rank, in], b [out, rank], y += scale · b(a x)."""
 

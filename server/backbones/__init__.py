@@ -1,0 +1,22 @@
+"""Backbones by architecture, imported only when one is asked for: spec.py is read where torch must not be loaded."""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from embedmux.server.backbones.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+    from embedmux.server.adapters.arena import AdapterArena
+    from embedmux.server.backbones.bert import Bert
+
+ARCHITECTURES = {"bert": ("embedmux.server.backbones.bert", "Bert")}
+
+
+def load_backbone(spec: Spec, folder: Path, *, arena: "AdapterArena", dtype: "torch.dtype") -> "Bert":
+    """The backbone of a model folder with its weights, ready to run."""
+    module, name = ARCHITECTURES[spec.architecture]
+    backbone: Bert = getattr(importlib.import_module(module), name)(spec, folder, arena=arena, dtype=dtype)
+    return backbone
