@@ -83,13 +83,15 @@ class TaskInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., adapter: _Optional[str] = ..., query_prompt: _Optional[str] = ..., document_prompt: _Optional[str] = ..., space: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_texts", "max_text_bytes", "max_batch_tokens", "max_queue_tokens")
+    __slots__ = ("max_texts", "max_text_bytes", "max_batch_tokens", "max_queue_tokens", "max_message_bytes")
     MAX_TEXTS_FIELD_NUMBER: _ClassVar[int]
     MAX_TEXT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_texts: int
     max_text_bytes: int
     max_batch_tokens: int
     max_queue_tokens: int
-    def __init__(self, max_texts: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_queue_tokens: _Optional[int] = ...) -> None: ...
+    max_message_bytes: int
+    def __init__(self, max_texts: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., max_queue_tokens: _Optional[int] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...

@@ -184,6 +184,24 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class FusedLinear:
+    """One matmul of the backbone: the checkpoint linears it fuses, in order, with their output widths."""
+
+    name: str
+    slices: tuple[tuple[str, int], ...]
+    in_features: int
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankTables:
+    """Where the kernels find every loaded adapter: ``data`` [E] holds all factors, ``tables`` a linear's name ->
+    int64 [max_slots, J, 3] of (a_offset, b_offset, rank) in elements for each slot and slice."""
+
+    data: torch.Tensor
+    tables: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class LowRank:
     """One linear's update as stored by PEFT: a [rank, in], b [out, rank], y += scale · b(a x)."""
 
@@ -246,3 +264,65 @@ class ModelInfo:
     calibrations: dict[int, str]
     backends: dict[str, str]
     isa: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedText:
+    """What a text is embedded from. ``original`` counts tokens before the cut; ``prompt`` is the literal prefix."""
+
+    ids: list[int]
+    tokens: list[str]
+    original: int
+    prompt: str
+
+
+class ServerState(enum.Enum):
+    """Whether the server answers; the member's value is its name on the wire."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    RESTARTING = "restarting"  # the engine process is being replaced
+    DRAINING = "draining"  # accepted work is finished, new work should go elsewhere
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """A task of one model: its adapter (``None`` is the bare backbone), its prompts, the space of full-size vectors."""
+
+    name: str
+    adapter: str | None
+    query_prompt: str
+    document_prompt: str
+    space: str
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One model with everything a client may ask of it; ``prompts`` maps a prompt's name to its text."""
+
+    info: ModelInfo
+    tasks: tuple[TaskInfo, ...]
+    prompts: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """What the server refuses to go beyond. ``max_message_bytes`` bounds one request on the wire."""
+
+    max_texts: int
+    max_text_bytes: int
+    max_batch_tokens: int
+    max_queue_tokens: int
+    max_message_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What this server is and serves; the first model answers requests that name none."""
+
+    version: str
+    state: ServerState
+    models: tuple[ServedModel, ...]
+    limits: ServerLimits
