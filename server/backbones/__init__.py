@@ -9,14 +9,14 @@ from embedmux.server.backbones.spec import Spec
 if TYPE_CHECKING:
     import torch
 
-    from embedmux.server.adapters.arena import AdapterArena
     from embedmux.server.backbones.bert import Bert
+    from embedmux.server.records import LowRankTables
 
 ARCHITECTURES = {"bert": ("embedmux.server.backbones.bert", "Bert")}
 
 
-def load_backbone(spec: Spec, folder: Path, *, arena: "AdapterArena", dtype: "torch.dtype") -> "Bert":
+def load_backbone(spec: Spec, folder: Path, *, low_rank: "LowRankTables", dtype: "torch.dtype") -> "Bert":
     """The backbone of a model folder with its weights, ready to run."""
     module, name = ARCHITECTURES[spec.architecture]
-    backbone: Bert = getattr(importlib.import_module(module), name)(spec, folder, arena=arena, dtype=dtype)
+    backbone: Bert = getattr(importlib.import_module(module), name)(spec, folder, low_rank=low_rank, dtype=dtype)
     return backbone

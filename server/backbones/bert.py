@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from embedmux.server.adapters.arena import AdapterArena
 from embedmux.server.backbones.layers import AddLayerNorm, LoraLinear
 from embedmux.server.backbones.spec import Spec
 from embedmux.server.backbones.weights import Checkpoint
-from embedmux.server.records import Batch
+from embedmux.server.records import Batch, LowRankTables
 
 
 def _is_unused(name: str) -> bool:
@@ -21,7 +20,7 @@ def _is_unused(name: str) -> bool:
 class Bert:
     """The encoder: token ids of a packed batch in, last hidden states out."""
 
-    def __init__(self, spec: Spec, folder: Path, *, arena: AdapterArena, dtype: torch.dtype) -> None:
+    def __init__(self, spec: Spec, folder: Path, *, low_rank: LowRankTables, dtype: torch.dtype) -> None:
         checkpoint = Checkpoint(folder, prefixes=("bert.",), ignored=_is_unused)
         hidden = spec.hidden_size
         self.spec = spec
@@ -35,7 +34,7 @@ class Bert:
         linears = {linear.name: linear for linear in spec.linears}
         self.layers = [
             BertLayer(
-                [LoraLinear(linears[name], checkpoint, arena=arena, dtype=dtype) for name in _linear_names(i)],
+                [LoraLinear(linears[name], checkpoint, low_rank=low_rank, dtype=dtype) for name in _linear_names(i)],
                 [self._norm(name, checkpoint) for name in _norm_names(i)],
                 head_size=hidden // spec.num_heads,
             )

@@ -3,19 +3,17 @@
 import torch
 
 from embedmux.kernels import ops
-from embedmux.server.adapters.arena import AdapterArena
-from embedmux.server.backbones.spec import FusedLinear
 from embedmux.server.backbones.weights import Checkpoint
-from embedmux.server.records import Batch
+from embedmux.server.records import Batch, FusedLinear, LowRankTables
 
 
 class LoraLinear:
     """One fused linear with its adapters: y = activation(x Wᵀ + b + per segment B(A x)).
 
-    The adapters' factors live in the arena; a batch changes only two small integer arrays.
+    The adapters' factors live in one flat tensor; a batch changes only two small integer arrays.
     """
 
-    def __init__(self, linear: FusedLinear, checkpoint: Checkpoint, *, arena: AdapterArena, dtype: torch.dtype) -> None:
+    def __init__(self, linear: FusedLinear, checkpoint: Checkpoint, *, low_rank: LowRankTables, dtype: torch.dtype) -> None:
         widths = [width for _, width in linear.slices]
         weights = [checkpoint.take(f"{name}.weight", (width, linear.in_features)) for name, width in linear.slices]
         biases = [checkpoint.take(f"{name}.bias", (width,)) for name, width in linear.slices]
@@ -23,13 +21,13 @@ class LoraLinear:
         self.bias = torch.cat(biases).to(dtype)
         self.packed = ops.pack_weight(self.weight)
         self.widths = widths
-        self.arena = arena.data
-        self.adapters = arena.tables[linear.name]
+        self.low_rank = low_rank.data
+        self.adapters = low_rank.tables[linear.name]
 
     def __call__(self, x: torch.Tensor, batch: Batch, activation: str = "none") -> torch.Tensor:
         """x [T, in] -> [T, out], same dtype."""
         found: torch.Tensor = torch.ops.embedmux.lora_matmul(
-            x, self.weight, self.bias, self.arena, self.adapters,
+            x, self.weight, self.bias, self.low_rank, self.adapters,
             batch.segment_offsets, batch.segment_slots, self.widths, activation, self.packed,
         )  # fmt: skip
         return found

@@ -6,16 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from embedmux.server.errors import ModelRejected
-from embedmux.server.records import Pooling
-
-
-@dataclass(frozen=True, slots=True)
-class FusedLinear:
-    """One matmul of the backbone: the checkpoint linears it fuses, in order, with their output widths."""
-
-    name: str
-    slices: tuple[tuple[str, int], ...]
-    in_features: int
+from embedmux.server.records import FusedLinear, Pooling
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,138 @@
+"""The device thread: wait, plan, pack, run, answer. One engine owns one backbone on one device.
+
+Callers hand in jobs from any thread and get them back, complete, through a callback on the device thread. Every
+accepted job is answered: texts end with their bytes in ``job.out`` or an entry in ``job.errors`` (law 7).
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from embedmux.server.adapters.registry import AdapterRegistry
+from embedmux.server.batching.pack import order
+from embedmux.server.batching.scheduler import Scheduler
+from embedmux.server.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EmbedmuxError,
+    EngineFailure,
+    Overloaded,
+    Unavailable,
+)
+from embedmux.server.records import EngineJob, Sequence
+
+logger = logging.getLogger(__name__)
+
+Done = Callable[[EngineJob], None]
+# Computes sequences, in this order, into one row of bytes for each.
+Compute = Callable[[list[Sequence]], list[bytes]]
+
+
+class Engine:
+    """Queues texts, batches them over requests and adapters, and runs ``compute`` on a thread of its own."""
+
+    def __init__(self, compute: Compute, registry: AdapterRegistry, scheduler: Scheduler) -> None:
+        self._compute = compute
+        self._registry = registry
+        self._scheduler = scheduler
+        self._wake = threading.Condition()
+        self._done: dict[int, tuple[EngineJob, Done]] = {}  # id(job) -> job, callback
+        self._closing = False
+        self._tokens_per_second = 10_000.0  # a first guess; the device thread keeps it true
+        self._thread = threading.Thread(target=self._run, name="embedmux-device", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: EngineJob, done: Done) -> None:
+        """Queues a job; ``done(job)`` is called once, when every text of it has an answer."""
+        now = time.monotonic()
+        sequences: list[Sequence] = []
+        for index in range(len(job.adapters)):
+            try:
+                slot = self._registry.lease(int(job.adapters[index]))
+            except EmbedmuxError as error:
+                job.errors[index] = error
+                continue
+            num_tokens = int(job.offsets[index + 1] - job.offsets[index])
+            sequences.append(Sequence(job, index, num_tokens, slot, now, job.deadline))
+        job.remaining = len(sequences)
+        refused: EmbedmuxError | None = None
+        with self._wake:
+            if self._closing:
+                refused = Unavailable("the server is shutting down; send the request to another one")
+            elif sequences:
+                try:
+                    self._scheduler.add(sequences, tokens_per_second=self._tokens_per_second)
+                    self._done[id(job)] = (job, done)
+                    self._wake.notify()
+                except Overloaded as error:
+                    refused = error
+        if refused is not None:
+            for sequence in sequences:
+                job.errors[sequence.index] = refused
+                self._registry.release(int(job.adapters[sequence.index]))
+            job.remaining = 0
+        if not job.remaining:
+            done(job)
+
+    def cancel(self, job: EngineJob) -> None:
+        """Drops a job's texts that are not yet computing; the job is still answered, with Cancelled for these."""
+        with self._wake:
+            dropped = self._scheduler.cancel(job)
+        self._fail(dropped, Cancelled("the request was cancelled before it was computed"))
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Stops taking jobs, answers all that are queued and ends the thread; False if that took too long."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._scheduler and not self._closing:
+                    self._wake.wait()
+                if not self._scheduler:
+                    return
+                plan = self._scheduler.plan(time.monotonic())
+            self._fail(plan.expired, DeadlineExceeded("the deadline passed while the text was queued"))
+            if plan.batch:
+                self._run_batch(order(plan.batch))
+
+    def _run_batch(self, batch: list[Sequence]) -> None:
+        """Computes a batch; one that fails is halved until the guilty text is found, the others are answered."""
+        started = time.monotonic()
+        try:
+            rows = self._compute(batch)
+        except Exception as error:
+            if len(batch) > 1:
+                logger.warning("a batch of %d texts failed (%s); halving it", len(batch), error)
+                self._run_batch(batch[: len(batch) // 2])
+                self._run_batch(batch[len(batch) // 2 :])
+                return
+            logger.exception("a text of %d tokens failed", batch[0].num_tokens)
+            self._fail(batch, EngineFailure(f"the engine failed on this text: {error}"))
+            return
+        num_tokens = sum(sequence.num_tokens for sequence in batch)
+        rate = num_tokens / max(1e-6, time.monotonic() - started)
+        self._tokens_per_second += 0.1 * (rate - self._tokens_per_second)
+        for sequence, row in zip(batch, rows, strict=True):
+            start = sequence.index * len(row)
+            sequence.job.out[start : start + len(row)] = row
+            self._finish(sequence)
+
+    def _fail(self, sequences: list[Sequence], error: EmbedmuxError) -> None:
+        for sequence in sequences:
+            sequence.job.errors[sequence.index] = error
+            self._finish(sequence)
+
+    def _finish(self, sequence: Sequence) -> None:
+        job = sequence.job
+        self._registry.release(int(job.adapters[sequence.index]))
+        with self._wake:  # cancel runs on the caller's thread, so the count is shared
+            job.remaining -= 1
+            done = self._done.pop(id(job))[1] if not job.remaining else None
+        if done is not None:
+            done(job)

@@ -1,0 +1,117 @@
+"""The messages between the front and the engine process, on a stream socket.
+
+A frame is ``<length u32><kind u8><payload>``. Bulk data never travels here: a job's arrays and its vectors lie in a
+block of shared memory that the front allocates and frees; frames name the block. The engine answers every SUBMIT with
+exactly one DONE, cancelled or not, and only then may the block be used again.
+"""
+
+import enum
+import json
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from embedmux.server import errors
+from embedmux.server.errors import EmbedmuxError, EngineFailure, Overloaded
+from embedmux.server.records import EngineJob, OutputSpec
+
+HEADER = struct.Struct("<IB")
+# job id, block start, texts, tokens, dimensions, encoding (index in the enum), deadline (monotonic s, inf for none)
+SUBMIT = struct.Struct("<QQIIIBd")
+JOB_ID = struct.Struct("<Q")
+
+
+class Kind(enum.IntEnum):
+    """What a frame says; the comment is its payload."""
+
+    READY = 1  # engine -> front: JSON of model and adapters
+    FAILED = 2  # engine -> front: JSON error, then the engine exits
+    SUBMIT = 3  # front -> engine
+    CANCEL = 4  # front -> engine: job id
+    DONE = 5  # engine -> front: job id, then JSON errors by text if there are any
+    CALL = 6  # front -> engine: JSON {id, method, arguments}
+    ANSWER = 7  # engine -> front: JSON {id, result} or {id, error}
+    CLOSE = 8  # front -> engine: finish what is queued, then exit
+
+
+def frame(kind: Kind, payload: bytes = b"") -> bytes:
+    """The bytes of one frame."""
+    return HEADER.pack(len(payload), kind) + payload
+
+
+def json_frame(kind: Kind, value: Any) -> bytes:
+    """A frame whose payload is JSON."""
+    return frame(kind, json.dumps(value).encode())
+
+
+class FrameReader:
+    """Cuts a byte stream into frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
+        """Every complete frame that ``data`` finishes, in order."""
+        self._buffer += data
+        start = 0
+        while len(self._buffer) - start >= HEADER.size:
+            length, kind = HEADER.unpack_from(self._buffer, start)
+            end = start + HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            yield Kind(kind), bytes(self._buffer[start + HEADER.size : end])
+            start = end
+        del self._buffer[:start]
+
+
+class JobBlock:
+    """Where the parts of a job lie in its block: offsets, adapter handles, token ids, and room for the vectors."""
+
+    def __init__(self, memory: memoryview, start: int, num_texts: int, num_tokens: int, output: OutputSpec) -> None:
+        ints = 2 * num_texts + 1 + num_tokens
+        self.out_start = start + 4 * ints
+        self.end = self.out_start + num_texts * output.encoding.row_bytes(output.dimensions)
+        values = np.frombuffer(memory, dtype=np.int32, count=ints, offset=start)
+        self.offsets = values[: num_texts + 1]
+        self.adapters = values[num_texts + 1 : 2 * num_texts + 1]
+        self.token_ids = values[2 * num_texts + 1 :]
+        self.out = memory[self.out_start : self.end]
+
+    @staticmethod
+    def size(num_texts: int, num_tokens: int, output: OutputSpec) -> int:
+        """Bytes the block takes."""
+        return 4 * (2 * num_texts + 1 + num_tokens) + num_texts * output.encoding.row_bytes(output.dimensions)
+
+
+def error_to_json(error: EmbedmuxError) -> dict[str, Any]:
+    """An error as it crosses the process border."""
+    found: dict[str, Any] = {"kind": type(error).__name__, "message": str(error)}
+    if isinstance(error, Overloaded):
+        found["retry_after_s"] = error.retry_after_s
+    return found
+
+
+def error_from_json(value: dict[str, Any]) -> EmbedmuxError:
+    """The inverse of error_to_json; an unknown class becomes EngineFailure."""
+    kind = getattr(errors, value["kind"], EngineFailure)
+    if kind is Overloaded:
+        return Overloaded(value["message"], value["retry_after_s"])
+    found: EmbedmuxError = kind(value["message"])
+    return found
+
+
+def done_frame(job: EngineJob) -> bytes:
+    """DONE for a finished job; texts that share one error object share its message."""
+    payload = JOB_ID.pack(job.id)
+    if job.errors:
+        payload += json.dumps([[index, error_to_json(error)] for index, error in job.errors.items()]).encode()
+    return frame(Kind.DONE, payload)
+
+
+def parse_done(payload: bytes) -> tuple[int, dict[int, EmbedmuxError]]:
+    """DONE's job id and errors by text."""
+    (job_id,) = JOB_ID.unpack_from(payload)
+    body = payload[JOB_ID.size :]
+    return job_id, {index: error_from_json(error) for index, error in json.loads(body)} if body else {}

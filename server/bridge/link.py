@@ -1,0 +1,164 @@
+"""The front's end of one engine process: allocates blocks, sends jobs, resolves futures. Runs on the event loop."""
+
+import asyncio
+import itertools
+import json
+import math
+import mmap
+from typing import Any
+
+from embedmux.server.bridge.frames import (
+    JOB_ID,
+    SUBMIT,
+    FrameReader,
+    JobBlock,
+    Kind,
+    error_from_json,
+    frame,
+    json_frame,
+    parse_done,
+)
+from embedmux.server.errors import EmbedmuxError, Overloaded, Unavailable
+from embedmux.server.free_list import FreeList
+from embedmux.server.records import AdapterInfo, Encoding, ModelInfo, OutputSpec
+
+ENCODING_INDEX = {encoding: index for index, encoding in enumerate(Encoding)}
+MEMORY_RETRY_S = 0.1
+
+
+class EngineLink(asyncio.Protocol):
+    """One connection to one engine process; it ends with that process and is never reused."""
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self.model: ModelInfo | None = None
+        self.adapters: dict[str, AdapterInfo] = {}
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._memory = memoryview(memory)
+        self._blocks = FreeList(len(memory))
+        self._ids = itertools.count(1)
+        self._jobs: dict[int, asyncio.Future[dict[int, EmbedmuxError]]] = {}
+        self._starts: dict[int, int] = {}  # job id -> its block; kept until DONE, since the engine writes to it
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport | None = None
+
+    async def embed(
+        self, tokens: list[list[int]], adapters: list[int], output: OutputSpec, deadline: float | None
+    ) -> tuple[bytes, dict[int, EmbedmuxError]]:
+        """Vectors of tokenised texts, row by row, and the errors of texts that have none (their rows are undefined).
+
+        Raises Overloaded when the shared memory is full, Unavailable when the engine process ends meanwhile. When the
+        awaiting task is cancelled, texts not yet computing are dropped.
+        """
+        transport = self._connected()
+        num_tokens = sum(map(len, tokens))
+        start = self._blocks.allocate(JobBlock.size(len(tokens), num_tokens, output))
+        if start is None:
+            raise Overloaded(
+                f"{self._blocks.used} of {self._blocks.size} bytes of shared memory hold unanswered requests; "
+                "try again later or raise shared_memory_bytes",
+                retry_after_s=MEMORY_RETRY_S,
+            )
+        block = JobBlock(self._memory, start, len(tokens), num_tokens, output)
+        _fill(block, tokens, adapters)
+        job_id = next(self._ids)
+        done: asyncio.Future[dict[int, EmbedmuxError]] = asyncio.get_running_loop().create_future()
+        self._jobs[job_id], self._starts[job_id] = done, start
+        limit = math.inf if deadline is None else deadline
+        header = (job_id, start, len(tokens), num_tokens, output.dimensions, ENCODING_INDEX[output.encoding], limit)
+        transport.write(frame(Kind.SUBMIT, SUBMIT.pack(*header)))
+        try:
+            errors = await done
+        except asyncio.CancelledError:
+            if job_id in self._starts and not transport.is_closing():
+                transport.write(frame(Kind.CANCEL, JOB_ID.pack(job_id)))
+            raise
+        vectors = bytes(block.out)
+        self._blocks.free(self._starts.pop(job_id))
+        return vectors, errors
+
+    async def call(self, method: str, **arguments: Any) -> Any:
+        """The result of a method of the engine process; raises the error it answered with."""
+        transport = self._connected()
+        call_id = next(self._ids)
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls[call_id] = answer
+        transport.write(json_frame(Kind.CALL, {"id": call_id, "method": method, "arguments": arguments}))
+        return await answer
+
+    def close(self) -> None:
+        """Asks the engine to finish what it holds and end; ``lost`` resolves when it has."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame(Kind.CLOSE))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is open; the engine is still loading."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Frames from the engine process."""
+        for kind, payload in self._reader.feed(data):
+            if kind is Kind.DONE:
+                self._done(payload)
+            elif kind is Kind.ANSWER:
+                self._answer(json.loads(payload))
+            elif kind is Kind.READY:
+                facts = json.loads(payload)
+                self.model = _model_info(facts["model"])
+                self.adapters = {info["id"]: adapter_info(info) for info in facts["adapters"]}
+                self.ready.set_result(None)
+            elif kind is Kind.FAILED:
+                self.ready.set_exception(error_from_json(json.loads(payload)))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The engine process is gone: everything it held is answered with Unavailable."""
+        gone = Unavailable("the engine process ended while it held this request; it is being restarted, try again")
+        waiting = [*self._jobs.values(), *self._calls.values(), self.ready]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(gone)
+        self.ready.exception()  # mark as retrieved: nobody may be waiting for it
+        self.lost.set_result(None)
+
+    def _connected(self) -> asyncio.Transport:
+        if self._transport is None or self._transport.is_closing():
+            raise Unavailable("the engine process is not running; it is being restarted, try again")
+        return self._transport
+
+    def _done(self, payload: bytes) -> None:
+        job_id, errors = parse_done(payload)
+        done = self._jobs.pop(job_id)
+        if done.cancelled():
+            self._blocks.free(self._starts.pop(job_id))
+        else:
+            done.set_result(errors)
+
+    def _answer(self, value: dict[str, Any]) -> None:
+        answer = self._calls.pop(value["id"])
+        if answer.done():
+            return
+        if "error" in value:
+            answer.set_exception(error_from_json(value["error"]))
+        else:
+            answer.set_result(value["result"])
+
+
+def adapter_info(value: dict[str, Any]) -> AdapterInfo:
+    """AdapterInfo from its JSON form, whose keys are strings."""
+    return AdapterInfo(**{**value, "calibrations": {int(k): v for k, v in value["calibrations"].items()}})
+
+
+def _model_info(value: dict[str, Any]) -> ModelInfo:
+    return ModelInfo(**{**value, "calibrations": {int(k): v for k, v in value["calibrations"].items()}})
+
+
+def _fill(block: JobBlock, tokens: list[list[int]], adapters: list[int]) -> None:
+    block.offsets[0] = 0
+    position = 0
+    for index, ids in enumerate(tokens):
+        block.token_ids[position : position + len(ids)] = ids
+        position += len(ids)
+        block.offsets[index + 1] = position
+    block.adapters[:] = adapters

@@ -1,0 +1,182 @@
+"""Keeps one engine process running: starts it, watches it, restarts it, drains it. Never imports torch."""
+
+import asyncio
+import contextlib
+import logging
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+from embedmux.server.bridge.link import EngineLink, adapter_info
+from embedmux.server.config import EngineConfig
+from embedmux.server.errors import EmbedmuxError, Unavailable
+from embedmux.server.records import AdapterInfo, ModelInfo, OutputSpec
+
+logger = logging.getLogger(__name__)
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+HEALTHY_AFTER_S = 30.0  # an engine that ran this long starts the pauses afresh
+
+
+class Supervisor:
+    """The engine as the rest of the front sees it, across restarts of its process.
+
+    ``on_change(is_serving)`` is called on the event loop whenever the engine becomes ready or is lost.
+    """
+
+    def __init__(
+        self, config: EngineConfig, *, shared_memory_bytes: int, on_change: Callable[[bool], None] = lambda _: None
+    ) -> None:
+        self._config = config
+        self._memory_bytes = shared_memory_bytes
+        self._on_change = on_change
+        self._link: EngineLink | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._closing = False
+        self._loaded: dict[str, str] = {}  # adapters loaded by call: id -> path, to load again after a restart
+        self._unloaded: set[str] = set()  # adapters of the start-up folder that were unloaded by call
+        self.restarts = 0
+
+    async def start(self) -> None:
+        """Starts the engine and waits until it is ready; raises its error if the model cannot be served."""
+        self._link = await self._launch()
+        self._watcher = asyncio.create_task(self._watch(), name="embedmux-supervisor")
+        self._on_change(True)
+
+    @property
+    def model(self) -> ModelInfo:
+        """Facts of the loaded model."""
+        model = self._ready_link().model
+        assert model is not None
+        return model
+
+    @property
+    def adapters(self) -> dict[str, AdapterInfo]:
+        """Adapters in service by id; a new dict after every change."""
+        return self._ready_link().adapters
+
+    @property
+    def process_id(self) -> int | None:
+        """The engine's process id while one runs."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    async def embed(
+        self, tokens: list[list[int]], adapters: list[int], output: OutputSpec, deadline: float | None
+    ) -> tuple[bytes, dict[int, EmbedmuxError]]:
+        """See EngineLink.embed."""
+        return await self._ready_link().embed(tokens, adapters, output, deadline)
+
+    async def load_adapter(self, path: str, adapter_id: str | None) -> AdapterInfo:
+        """Loads an adapter folder below the root; it stays loaded over restarts of the engine process."""
+        link = self._ready_link()
+        info = adapter_info(await link.call("load_adapter", path=path, adapter_id=adapter_id))
+        link.adapters = {**link.adapters, info.id: info}
+        self._loaded[info.id] = path
+        self._unloaded.discard(info.id)
+        return info
+
+    async def unload_adapter(self, adapter_id: str) -> None:
+        """Takes an adapter out of service."""
+        link = self._ready_link()
+        await link.call("unload_adapter", adapter_id=adapter_id)
+        link.adapters = {name: info for name, info in link.adapters.items() if name != adapter_id}
+        self._loaded.pop(adapter_id, None)
+        self._unloaded.add(adapter_id)
+
+    async def close(self, timeout_s: float) -> bool:
+        """Lets the engine answer what it holds, then ends it; kills it after ``timeout_s``. True if it ended itself."""
+        self._closing = True
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+        ended = True
+        if self._link is not None:
+            self._link.close()
+            try:
+                await asyncio.wait_for(asyncio.shield(self._link.lost), timeout_s)
+            except TimeoutError:
+                ended = False
+        if self._process is not None:
+            if not ended:
+                logger.warning("the engine did not drain within %.1f s; killing it", timeout_s)
+                self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+        return ended
+
+    def _ready_link(self) -> EngineLink:
+        if self._link is None or self._link.lost.done():
+            raise Unavailable("the engine process is being restarted; try again")
+        return self._link
+
+    async def _watch(self) -> None:
+        """Restarts the engine whenever it is lost, with growing pauses while it keeps failing."""
+        pause_s, started = FIRST_PAUSE_S, time.monotonic()
+        while not self._closing:
+            assert self._link is not None and self._process is not None
+            await self._link.lost
+            code = await asyncio.to_thread(self._process.wait)
+            logger.error("the engine process ended with exit code %s; restarting it", code)
+            self._on_change(False)
+            if time.monotonic() - started > HEALTHY_AFTER_S:
+                pause_s = FIRST_PAUSE_S
+            while True:
+                await asyncio.sleep(pause_s)
+                pause_s, started = min(LONGEST_PAUSE_S, 2 * pause_s), time.monotonic()
+                try:
+                    link = await self._launch()
+                    await self._restore(link)
+                except EmbedmuxError as error:
+                    logger.error("the engine process did not start: %s", error)
+                    continue
+                break
+            self._link = link
+            self.restarts += 1
+            self._on_change(True)
+
+    async def _restore(self, link: EngineLink) -> None:
+        """Brings a fresh engine's adapters to what was in service before."""
+        for adapter_id in self._unloaded & link.adapters.keys():
+            await link.call("unload_adapter", adapter_id=adapter_id)
+            del link.adapters[adapter_id]
+        for adapter_id, path in self._loaded.items():
+            try:
+                info = adapter_info(await link.call("load_adapter", path=path, adapter_id=adapter_id))
+                link.adapters[info.id] = info
+            except EmbedmuxError as error:
+                logger.error("adapter %r did not load again after the restart: %s", adapter_id, error)
+
+    async def _launch(self) -> EngineLink:
+        """A new engine process, ready; its socket and its memory die with it."""
+        front, back = socket.socketpair()
+        memory_file = _memory_file(self._memory_bytes)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "embedmux.server.bridge.child",
+                 str(back.fileno()), str(memory_file), self._config.to_json()],
+                pass_fds=(back.fileno(), memory_file),
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+            memory = mmap.mmap(memory_file, self._memory_bytes)
+        finally:
+            back.close()
+            os.close(memory_file)
+        _, link = await asyncio.get_running_loop().create_connection(lambda: EngineLink(memory), sock=front)
+        await asyncio.shield(link.ready)
+        return link
+
+
+def _memory_file(size: int) -> int:
+    """A file descriptor of anonymous memory; pages are taken only when they are used."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("embedmux")
+    else:  # no memfd on this system: an unlinked file does the same
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor

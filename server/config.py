@@ -1,0 +1,75 @@
+"""Everything the server can be told, parsed once. Nothing below the command line reads flags or the environment."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+DTYPES = ("float32", "bfloat16")
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What the engine process is started with; it crosses the process border as JSON.
+
+    ``adapters`` is the root below which adapters may be read; None serves the bare model. Sizes are in tokens, texts
+    or bytes as their names say.
+    """
+
+    model: str = "minilm"
+    adapters: Path | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int | None = None
+    max_batch_tokens: int = 2048
+    max_batch_texts: int = 256
+    max_queue_tokens: int = 262_144
+    max_adapters: int = 64
+    max_adapter_bytes: int = 1 << 30
+    max_adapter_rank: int = 256
+    allow_reference: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        if self.device not in DEVICES:
+            raise ValueError(f"device is {self.device!r}; it must be one of {', '.join(DEVICES)}")
+        for name in ("max_batch_tokens", "max_batch_texts", "max_queue_tokens", "max_adapters", "max_adapter_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    def to_json(self) -> str:
+        """The form in which the engine process gets it."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "EngineConfig":
+        """The inverse of to_json."""
+        values = json.loads(text)
+        if values["adapters"] is not None:
+            values["adapters"] = Path(values["adapters"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_texts: int = 2048
+    max_text_bytes: int = 1 << 20
+    max_message_bytes: int = 64 << 20
+    max_stream_requests: int = 8
+    max_stream_texts: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """What ``embedmux serve`` runs with."""
+
+    engine: EngineConfig = EngineConfig()
+    limits: Limits = Limits()
+    address: str = "127.0.0.1:50051"
+    drain_s: float = 30.0
+    port_file: Path | None = None
+    shared_memory_bytes: int = 256 << 20
+    tokenizer_threads: int = 2

@@ -1,0 +1,1 @@
+"""Texts -> token ids: the only room that knows tokenizers."""
