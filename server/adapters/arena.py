@@ -1,0 +1,173 @@
+"""One flat tensor that holds the low-rank factors of every loaded adapter, with exact ranks and no padding between.
+
+An adapter takes one contiguous region, so loading it is one copy to the device. Kernels find a factor through
+``tables[linear][slot, slice] = (a_offset, b_offset, rank)``, offsets in elements of ``data``; rank 0 means that the
+adapter leaves that slice alone. A text's slot is all that changes between batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from embedmux.server.adapters.files import reject
+from embedmux.server.adapters.free_list import FreeList
+from embedmux.server.errors import Overloaded
+from embedmux.server.records import Adapter
+
+ALIGNMENT_BYTES = 64  # a cache line on the CPU, and enough for 16-byte vector loads on the GPU
+RETRY_AFTER_S = 1.0  # room appears when somebody unloads an adapter, which is a human's pace
+
+
+@dataclass(frozen=True, slots=True)
+class FusedLinear:
+    """One matmul of the backbone: checkpoint linears and their output widths, in the order they are stacked."""
+
+    name: str
+    slices: tuple[tuple[str, int], ...]
+    in_features: int
+
+
+@dataclass(frozen=True, slots=True)
+class StagedAdapter:
+    """An adapter as the arena stores it, still on the host: ``factors`` [n], and per linear its table row [J, 3].
+
+    Offsets in ``rows`` count from the start of ``factors``.
+    """
+
+    id: str
+    factors: torch.Tensor
+    rows: dict[str, list[tuple[int, int, int]]]
+
+
+class AdapterArena:
+    """Places adapters in ``max_slots`` slots and ``max_bytes`` of memory on one device, in one dtype.
+
+    Not thread-safe: only the device thread calls it, or whoever holds the registry's lock. ``place`` never writes to a
+    region or a table row that a text in flight reads, because the registry evicts a slot only once its last lease is
+    back; it returns when the device has the data, whatever stream reads it next.
+    """
+
+    def __init__(
+        self,
+        linears: Sequence[FusedLinear],
+        *,
+        max_slots: int,
+        max_bytes: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        self.linears = tuple(linears)
+        self.max_slots = max_slots
+        self.max_bytes = max_bytes
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self._alignment = ALIGNMENT_BYTES // dtype.itemsize
+        num_elements = max_bytes // ALIGNMENT_BYTES * self._alignment
+        # On the CPU this reserves addresses only; pages become real when an adapter is written to them.
+        self.data = torch.empty(num_elements, dtype=dtype, device=self.device)
+        self.tables = {
+            linear.name: torch.zeros(max_slots, len(linear.slices), 3, dtype=torch.int64, device=self.device)
+            for linear in self.linears
+        }
+        self._targets = {target for linear in self.linears for target, _ in linear.slices}
+        self._free = FreeList(num_elements)
+        self._regions: dict[int, tuple[int, int]] = {}  # slot: (start, size)
+
+    @property
+    def num_used_bytes(self) -> int:
+        """Bytes of ``data`` that belong to an adapter, alignment included."""
+        return sum(size for _, size in self._regions.values()) * self.dtype.itemsize
+
+    @property
+    def num_used_slots(self) -> int:
+        """Slots that hold an adapter."""
+        return len(self._regions)
+
+    def stage(self, adapter: Adapter) -> StagedAdapter:
+        """The adapter's factors in the arena's layout and dtype, on the host. Touches no shared state.
+
+        A is stored as [rank, in]; B as [rank, width], transposed and multiplied with the scale in float32 before the
+        cast, so that the kernel does no scaling. Raises AdapterRejected for an adapter that can never be placed.
+        """
+        owner = f"adapter {adapter.id!r}"
+        unknown = sorted(adapter.targets.keys() - self._targets)
+        if unknown:
+            reject(owner, f"module {unknown[0]!r} is not a linear of this backbone")
+        pieces: list[tuple[int, torch.Tensor]] = []
+        rows: dict[str, list[tuple[int, int, int]]] = {}
+        end = 0
+
+        def append(factor: torch.Tensor) -> int:
+            nonlocal end
+            start = end
+            pieces.append((start, factor))
+            end = self._aligned(start + factor.numel())
+            return start
+
+        for linear in self.linears:
+            rows[linear.name] = []
+            for target, width in linear.slices:
+                update = adapter.targets.get(target)
+                if update is None:
+                    rows[linear.name].append((0, 0, 0))
+                    continue
+                rank = len(update.a)
+                if update.a.shape != (rank, linear.in_features) or update.b.shape != (width, rank):
+                    shapes = f"{list(update.a.shape)} and {list(update.b.shape)}"
+                    reject(
+                        owner, f"module {target!r} has factors {shapes} for {linear.in_features} -> {width} features"
+                    )
+                b = update.b.to(torch.float32) * update.scale
+                rows[linear.name].append((append(update.a), append(b.T), rank))
+        num_bytes = end * self.dtype.itemsize
+        if num_bytes > self.max_bytes:
+            reject(owner, f"needs {num_bytes} bytes on the device, the limit for all is {self.max_bytes}; raise it")
+        factors = torch.zeros(end, dtype=self.dtype)  # zeros between the factors keep the bytes reproducible
+        for start, factor in pieces:
+            factors[start : start + factor.numel()].view(factor.shape).copy_(factor)
+        if not bool(factors.isfinite().all()):
+            reject(owner, f"its factors overflow {self.dtype}; serve the model in bfloat16 or float32")
+        return StagedAdapter(adapter.id, factors, rows)
+
+    def place(self, adapter: Adapter | StagedAdapter) -> int:
+        """Write the adapter to a free slot and return the slot. Raises Overloaded when it does not fit now."""
+        staged = adapter if isinstance(adapter, StagedAdapter) else self.stage(adapter)
+        slot = next((slot for slot in range(self.max_slots) if slot not in self._regions), None)
+        if slot is None:
+            raise Overloaded(
+                f"adapter {staged.id!r}: all {self.max_slots} adapter slots are taken; unload one", RETRY_AFTER_S
+            )
+        size = staged.factors.numel()
+        start = self._free.take(size)
+        if start is None:
+            item = self.dtype.itemsize
+            raise Overloaded(
+                f"adapter {staged.id!r}: needs {size * item} bytes in one piece, {self._free.total * item} of "
+                f"{self.max_bytes} are free, {self._free.largest * item} in one piece; unload an adapter",
+                RETRY_AFTER_S,
+            )
+        self._regions[slot] = (start, size)
+        self.data[start : start + size].copy_(staged.factors)
+        # The rows are written last: until then the slot has rank 0 everywhere.
+        for name, rows in staged.rows.items():
+            moved = [(a + start, b + start, rank) if rank else (0, 0, 0) for a, b, rank in rows]
+            self.tables[name][slot].copy_(torch.tensor(moved, dtype=torch.int64))
+        self._wait()
+        return slot
+
+    def evict(self, slot: int) -> None:
+        """Free the slot and its memory; nobody may be reading either."""
+        for table in self.tables.values():
+            table[slot].zero_()
+        self._wait()
+        self._free.give_back(*self._regions.pop(slot))
+
+    def _aligned(self, offset: int) -> int:
+        return -(-offset // self._alignment) * self._alignment
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()

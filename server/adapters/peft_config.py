@@ -1,0 +1,229 @@
+"""adapter_config.json as PEFT 0.21 reads it: which modules an adapter updates, with which rank and scale.
+
+Whatever would change a vector in a way the low-rank kernel does not compute is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from embedmux.server.adapters.files import reject, shown
+from embedmux.server.adapters.patterns import Pattern
+
+# They describe the training run or the base model and change no vector (ensure_weight_tying acts only on modules that
+# are refused below, qalora_group_size only with use_qalora, velora_config only on the backward pass).
+# fmt: off
+INFORMATION = frozenset((
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
+    "lora_dropout", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision", "task_type",
+    "velora_config",
+))
+# Their values are read below. PEFT ignores fan_in_fan_out for torch.nn.Linear, and A and B never depend on it.
+READ = frozenset((
+    "alpha_pattern", "bias", "exclude_modules", "fan_in_fan_out", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "lora_alpha", "peft_type", "r", "rank_pattern", "target_modules", "use_rslora",
+))
+# fmt: on
+# An empty list switches these on in PEFT; only null is off.
+REFUSED_UNLESS_NULL = {
+    "alora_invocation_tokens": "activated LoRA applies only after an invocation sequence",
+    "trainable_token_indices": "it replaces rows of the token embedding",
+}
+REFUSED = {
+    "arrow_config": "arrow routes between adapters inside the model",
+    "kasa_config": "KaSA truncates the base weights",
+    "layer_replication": "it builds a model with other layers",
+    "loftq_config": "the base model was quantised for it",
+    "lora_bias": "B carries a bias, which the low-rank kernel does not add",
+    "megatron_config": "megatron layers are not served",
+    "modules_to_save": "it replaces whole modules of the base model",
+    "monteclora_config": "MonteCLoRA samples its weights",
+    "target_parameters": "only linear modules can be updated, not bare parameters",
+    "use_bdlora": "block-diagonal LoRA stores its factors differently",
+    "use_dora": "DoRA rescales the base weights",
+    "use_qalora": "it pools the inputs of a quantised base model",
+}
+# These start from the base weights as they are; every other kind changes the base weights when PEFT loads it.
+SAFE_INITIALISATIONS = ("gaussian", "eva", "orthogonal", "mica")
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, slots=True)
+class PeftConfig:
+    """What an adapter updates. Module names are those PEFT sees: the prefix inside the PEFT model, then the target."""
+
+    rank: int
+    alpha: float
+    is_rank_stabilized: bool
+    ranks: tuple[tuple[Pattern, int], ...]
+    alphas: tuple[tuple[Pattern, float], ...]
+    targets: Pattern | frozenset[str] | None  # None: every linear
+    excludes: Pattern | frozenset[str]
+    layers: frozenset[int] | None
+    layers_patterns: tuple[str, ...]
+
+    def selects(self, module: str) -> bool:
+        """Whether PEFT would put LoRA on this linear."""
+        if _covers(self.excludes, module):
+            return False
+        if self.targets is None:
+            return True
+        return _covers(self.targets, module) and (self.layers is None or self._layer(module) in self.layers)
+
+    def rank_of(self, module: str) -> int:
+        """The rank of a module: the first pattern that matches, else ``r``."""
+        return next((rank for pattern, rank in self.ranks if pattern.fullmatch(module)), self.rank)
+
+    def scale_of(self, module: str) -> float:
+        """What B(A x) is multiplied with: alpha / r, or alpha / sqrt(r) when rank-stabilized."""
+        alpha = next((alpha for pattern, alpha in self.alphas if pattern.fullmatch(module)), self.alpha)
+        rank = self.rank_of(module)
+        return alpha / math.sqrt(rank) if self.is_rank_stabilized else alpha / rank
+
+    def _layer(self, module: str) -> int | None:
+        """The layer number PEFT reads from a module name: the first one, below a named list or below any."""
+        expressions = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in self.layers_patterns] or [r".*?\.[^.]*\.(\d+)\."]
+        found = (re.match(expression, module) for expression in expressions)
+        return next((int(match[1]) for match in found if match), None)
+
+
+def _covers(wanted: Pattern | frozenset[str], module: str) -> bool:
+    if isinstance(wanted, Pattern):
+        return wanted.fullmatch(module)
+    parts = module.split(".")
+    return any(".".join(parts[start:]) in wanted for start in range(len(parts)))
+
+
+def parse(config: dict[str, object], owner: str) -> PeftConfig:
+    """The parsed config, or a refusal that names the key, its value and the reason."""
+    _refuse_unsupported(config, owner)
+    targets = _modules(config, "target_modules", owner)
+    if targets is None:
+        reject(
+            owner, "target_modules is missing; PEFT's per-architecture defaults are not guessed, so list the modules"
+        )
+    layers = _layers(config, owner)
+    patterns = _layers_patterns(config, owner)
+    if isinstance(targets, str) and (layers is not None or patterns):
+        reject(owner, "layers_to_transform and layers_pattern need target_modules as a list, as in PEFT")
+    if patterns and layers is None:
+        reject(owner, "layers_pattern needs layers_to_transform, as in PEFT")
+    excludes = _modules(config, "exclude_modules", owner)
+    return PeftConfig(
+        rank=_rank(config.get("r", 8), "r", owner),
+        alpha=_alpha(config.get("lora_alpha", 8), "lora_alpha", owner),
+        is_rank_stabilized=_flag(config, "use_rslora", owner),
+        ranks=tuple(
+            (_module_pattern(key, "rank_pattern", owner), _rank(value, f"rank_pattern[{shown(key)}]", owner))
+            for key, value in _mapping(config, "rank_pattern", owner).items()
+        ),
+        alphas=tuple(
+            (_module_pattern(key, "alpha_pattern", owner), _alpha(value, f"alpha_pattern[{shown(key)}]", owner))
+            for key, value in _mapping(config, "alpha_pattern", owner).items()
+        ),
+        targets=_wanted(targets, "target_modules", owner),
+        excludes=_wanted(excludes, "exclude_modules", owner) or frozenset(),
+        layers=layers,
+        layers_patterns=patterns,
+    )
+
+
+def _refuse_unsupported(config: dict[str, object], owner: str) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        reject(owner, f"peft_type is {shown(kind)}; only 'LORA' is served")
+    for key, value in config.items():
+        if key in REFUSED_UNLESS_NULL and value is not None:
+            reject(owner, f"{key} is {shown(value)}: {REFUSED_UNLESS_NULL[key]}; retrain without it")
+        if value and key in REFUSED:
+            reject(owner, f"{key} is {shown(value)}: {REFUSED[key]}; merge the adapter or retrain without it")
+        if value and key not in INFORMATION | READ | REFUSED.keys() | REFUSED_UNLESS_NULL.keys():
+            reject(
+                owner,
+                f"the config key {shown(key)} with value {shown(value)} is not known, so its effect cannot be kept",
+            )
+    if config.get("bias", "none") != "none":
+        reject(owner, f"bias is {shown(config['bias'])}: it replaces biases of the base model; only 'none' is served")
+    _flag(config, "fan_in_fan_out", owner)
+    start = config.get("init_lora_weights", True)
+    if not isinstance(start, bool) and not (isinstance(start, str) and start.lower() in SAFE_INITIALISATIONS):
+        reject(
+            owner,
+            f"init_lora_weights is {shown(start)}: loading it changes the base weights; convert it with "
+            "save_pretrained(path_initial_model_for_weight_conversion=...)",
+        )
+
+
+def _flag(config: dict[str, object], key: str, owner: str) -> bool:
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        reject(owner, f"{key} is {shown(value)}, not true or false")
+    return bool(value)
+
+
+def _rank(value: object, key: str, owner: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        reject(owner, f"{key} is {shown(value)}; a rank must be a positive integer")
+    return value
+
+
+def _alpha(value: object, key: str, owner: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        reject(owner, f"{key} is {shown(value)}, not a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        reject(owner, f"{key} is {shown(value)}, not a finite number")
+    return number
+
+
+def _mapping(config: dict[str, object], key: str, owner: str) -> dict[str, object]:
+    value = config.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        reject(owner, f"{key} is {shown(value)}, not an object of patterns")
+    return value
+
+
+def _modules(config: dict[str, object], key: str, owner: str) -> str | list[str] | None:
+    value = config.get(key)
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+        reject(owner, f"{key} is {shown(value)}, not a list of module names or a regular expression")
+    return value
+
+
+def _wanted(modules: str | list[str] | None, key: str, owner: str) -> Pattern | frozenset[str] | None:
+    if isinstance(modules, str):
+        if key == "target_modules" and modules.lower() == ALL_LINEAR:
+            return None
+        return Pattern(modules, key, owner) if modules or key == "target_modules" else frozenset()
+    return frozenset(modules or ())
+
+
+def _module_pattern(source: str, key: str, owner: str) -> Pattern:
+    return Pattern(rf"(.*\.)?({source})", key, owner)
+
+
+def _layers(config: dict[str, object], owner: str) -> frozenset[int] | None:
+    value = config.get("layers_to_transform")
+    if value is None or value == []:
+        return None
+    numbers = value if isinstance(value, list) else [value]
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+        reject(owner, f"layers_to_transform is {shown(value)}, not a layer number or a list of them")
+    return frozenset(numbers)
+
+
+def _layers_patterns(config: dict[str, object], owner: str) -> tuple[str, ...]:
+    value = config.get("layers_pattern") or []
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) and re.fullmatch(r"\w+", name) for name in names):
+        reject(owner, f"layers_pattern is {shown(value)}; only plain names of layer lists such as 'layers' are served")
+    return tuple(names)
