@@ -1,0 +1,168 @@
+"""Proto <-> records, both ways, pure. Embed's two functions are the hot path: one pass over the texts, one copy of
+the vectors."""
+
+from typing import Any
+
+from embedmux.proto import embed_pb2, types_pb2
+from embedmux.server import records
+from embedmux.server.errors import EmbedmuxError, InvalidRequest
+from embedmux.server.records import EmbedJob, EmbedResult, Encoding, Instruction, Role, Truncate
+from embedmux.server.rpc import status
+
+ROLES = {
+    types_pb2.ROLE_UNSPECIFIED: None,
+    types_pb2.ROLE_QUERY: Role.QUERY,
+    types_pb2.ROLE_DOCUMENT: Role.DOCUMENT,
+}
+ENCODINGS = {
+    types_pb2.ENCODING_UNSPECIFIED: Encoding.FLOAT32,
+    types_pb2.ENCODING_FLOAT32: Encoding.FLOAT32,
+    types_pb2.ENCODING_FLOAT16: Encoding.FLOAT16,
+    types_pb2.ENCODING_BFLOAT16: Encoding.BFLOAT16,
+    types_pb2.ENCODING_INT8: Encoding.INT8,
+    types_pb2.ENCODING_UINT8: Encoding.UINT8,
+    types_pb2.ENCODING_BINARY: Encoding.BINARY,
+    types_pb2.ENCODING_UBINARY: Encoding.UBINARY,
+}
+TRUNCATES = {
+    types_pb2.TRUNCATE_UNSPECIFIED: Truncate.NONE,
+    types_pb2.TRUNCATE_NONE: Truncate.NONE,
+    types_pb2.TRUNCATE_END: Truncate.END,
+    types_pb2.TRUNCATE_START: Truncate.START,
+}
+ENCODING_NUMBERS = {encoding: number for number, encoding in ENCODINGS.items()}  # FLOAT32 keeps its own number, 1
+BARE = Instruction()
+# Field 1 with length-delimited content: the tag of EmbedResponse.vectors.
+VECTORS_TAG = b"\x0a"
+
+
+def embed_job(request: embed_pb2.EmbedRequest, *, deadline: float | None) -> EmbedJob:
+    """The request free of proto. Texts with equal instructions share one Instruction object."""
+    texts, instructions = _texts(request)
+    return EmbedJob(
+        texts=texts,
+        instructions=instructions,
+        dimensions=request.dimensions or None,
+        encoding=_member(ENCODINGS, request.encoding, types_pb2.Encoding),
+        truncate=_member(TRUNCATES, request.truncate, types_pb2.Truncate),
+        model=request.model or None,
+        deadline=deadline,
+    )
+
+
+def tokenize_job(request: embed_pb2.TokenizeRequest, *, deadline: float | None) -> EmbedJob:
+    """The request as the job whose tokens are wanted."""
+    texts, instructions = _texts(request)
+    truncate = _member(TRUNCATES, request.truncate, types_pb2.Truncate)
+    return EmbedJob(texts, instructions, truncate=truncate, model=request.model or None, deadline=deadline)
+
+
+def _texts(request: Any) -> tuple[tuple[str, ...], tuple[Instruction, ...]]:
+    default = instruction(request.instruction) if request.HasField("instruction") else BARE
+    texts = []
+    instructions = []
+    seen: dict[bytes, Instruction] = {}
+    for text in request.texts:
+        texts.append(text.text)
+        if not text.HasField("instruction"):
+            instructions.append(default)
+            continue
+        key = text.instruction.SerializeToString()
+        own = seen.get(key)
+        if own is None:
+            own = seen[key] = instruction(text.instruction)
+        instructions.append(own)
+    return tuple(texts), tuple(instructions)
+
+
+def instruction(message: types_pb2.Instruction) -> Instruction:
+    """Empty strings become ``None``, except a prompt that was set: an empty one means no prefix."""
+    return Instruction(
+        task=message.task or None,
+        role=_member(ROLES, message.role, types_pb2.Role),
+        adapter=message.adapter or None,
+        prompt_name=message.prompt_name or None,
+        prompt=message.prompt if message.HasField("prompt") else None,
+    )
+
+
+def _member(members: Any, number: int, enum: Any) -> Any:
+    try:
+        return members[number]
+    except KeyError:
+        name = enum.DESCRIPTOR.name
+        raise InvalidRequest(f"{name.lower()} is {number}; this server knows {', '.join(enum.keys())}") from None
+
+
+def embed_reply(result: EmbedResult, *, request_id: str) -> bytes:
+    """An EmbedResponse as it travels.
+
+    Vectors are put before the other fields by hand: protobuf would copy them twice (measured for 128 KiB: 82 against
+    8 microseconds). A serialised message may be joined from parts, each holding other fields.
+    """
+    index, spaces = _space_index(result.spaces)
+    rest = embed_pb2.EmbedResponse(
+        row_bytes=result.encoding.row_bytes(result.dimensions),
+        encoding=ENCODING_NUMBERS[result.encoding],
+        dimensions=result.dimensions,
+        num_tokens=result.num_tokens,
+        num_tokens_original=result.num_tokens_original,
+        space_index=index,
+        spaces=[types_pb2.Space(id=space.id, calibration=space.calibration) for space in spaces],
+        errors=[text_error(at, error) for at, error in sorted(result.errors.items())],
+        request_id=request_id,
+    ).SerializeToString()
+    return b"".join((VECTORS_TAG, _varint(len(result.vectors)), result.vectors, rest))
+
+
+def _space_index(of_texts: list[records.Space | None]) -> tuple[list[int], list[records.Space]]:
+    """For each text its place in the list of distinct spaces; 0 where it has none."""
+    places: dict[records.Space, int] = {}
+    index = []
+    last: records.Space | None = None
+    place = 0
+    for space in of_texts:
+        if space is None:
+            index.append(0)
+            continue
+        if space is not last:  # neighbours mostly share one object, and hashing a record costs more than all the rest
+            place = places.setdefault(space, len(places))
+            last = space
+        index.append(place)
+    return index, list(places)
+
+
+def _varint(number: int) -> bytes:
+    parts = bytearray()
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
+
+
+def text_error(index: int, error: EmbedmuxError) -> types_pb2.TextError:
+    """Why the text at ``index`` has no vector."""
+    return types_pb2.TextError(index=index, code=status.code_of(error), message=status.message_of(error))
+
+
+def failure_reply(error: EmbedmuxError, *, request_id: str) -> embed_pb2.EmbedResponse:
+    """What a stream answers to a request that failed as a whole."""
+    failure = types_pb2.Failure(
+        code=status.code_of(error),
+        message=status.message_of(error),
+        retry_after_ms=status.retry_after_ms(error) or 0,
+    )
+    return embed_pb2.EmbedResponse(request_id=request_id, failure=failure)
+
+
+def tokenize_reply(texts: list[records.TokenizedText | EmbedmuxError]) -> embed_pb2.TokenizeResponse:
+    """One entry per text, empty where ``errors`` has one for it."""
+    reply = embed_pb2.TokenizeResponse()
+    for index, text in enumerate(texts):
+        if isinstance(text, EmbedmuxError):
+            reply.texts.add()
+            reply.errors.append(text_error(index, text))
+        else:
+            reply.texts.add(ids=text.ids, tokens=text.tokens, num_tokens_original=text.original, prompt=text.prompt)
+    return reply

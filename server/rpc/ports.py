@@ -1,0 +1,64 @@
+"""What rpc needs from the rest of the server; app.py hands it over."""
+
+from typing import Protocol
+
+from embedmux.server.errors import EmbedmuxError
+from embedmux.server.records import AdapterInfo, EmbedJob, EmbedResult, ServerInfo, TokenizedText
+
+
+class Encoder(Protocol):
+    """Texts to vectors. A cancelled call is cancelled here too, so that queued work is dropped."""
+
+    async def embed(self, job: EmbedJob) -> EmbedResult:
+        """Vectors for all texts; what is wrong with one text stands in the result, all else raises EmbedmuxError."""
+        ...
+
+    async def tokenize(self, job: EmbedJob) -> list[TokenizedText | EmbedmuxError]:
+        """One entry per text, in order."""
+        ...
+
+
+class AdapterDesk(Protocol):
+    """The adapters of a running server."""
+
+    async def load(self, path: str, adapter_id: str | None) -> AdapterInfo:
+        """Loads a folder below the adapter root; ``None`` takes the folder's name as the id."""
+        ...
+
+    async def unload(self, adapter_id: str) -> None:
+        """Takes an adapter out of service."""
+        ...
+
+    def list(self) -> list[AdapterInfo]:
+        """Every adapter that texts may use now."""
+        ...
+
+
+class Facts(Protocol):
+    """What the server says of itself."""
+
+    def describe(self) -> ServerInfo:
+        """Version, state, models and limits as they are now."""
+        ...
+
+
+class CallObserver(Protocol):
+    """Told of every call; metrics hang here. ``method`` is Service/Method, ``status`` a gRPC code's name."""
+
+    def started(self, method: str) -> None:
+        """A call came in."""
+        ...
+
+    def finished(self, method: str, status: str, seconds: float) -> None:
+        """The call was answered or given up by its caller (CANCELLED)."""
+        ...
+
+
+class Unobserved:
+    """A CallObserver that keeps nothing."""
+
+    def started(self, method: str) -> None:
+        """Keeps nothing."""
+
+    def finished(self, method: str, status: str, seconds: float) -> None:
+        """Keeps nothing."""
