@@ -1,0 +1,219 @@
+"""The asyncio client: the methods of blocking.py, awaited; it belongs to the loop it was made in."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from embedmux.client import records
+from embedmux.client.errors import NOT_SERVING, call_error, not_serving_in_time
+from embedmux.client.options import COMPRESSIONS, DEFAULT_TIMEOUT_S, MAX_ATTEMPTS, Compression, channel_options
+from embedmux.client.streaming import AsyncRequestFeed, Batch, is_worth_repeating
+from embedmux.client.stubs import make_stubs
+from embedmux.client.texts import (
+    EmbedOptions,
+    ErrorPolicy,
+    Text,
+    TokenizeOptions,
+    as_texts,
+    split_requests,
+    tokenize_request,
+)
+from embedmux.client.vectors import Embeddings, by_policy, concatenate, decode, empty
+from embedmux.proto import adapters_pb2, embed_pb2, server_pb2
+
+
+class AsyncClient:
+    """A connection to an embedmux server; opened by the first call, closed by ``close`` or an ``async with`` block.
+
+    ``timeout`` is the default limit in seconds for each request, retries included. Lists longer than ``batch_size``
+    texts go as several requests, ``in_flight`` at a time. ``metadata`` goes with every call, for example
+    ``[("authorization", "Bearer ...")]``; ``credentials`` (``grpc.ssl_channel_credentials``) turn on TLS.
+    Every method raises the exceptions of ``embedmux.server.errors``.
+    """
+
+    def __init__(
+        self,
+        target: str = "localhost:50051",
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        batch_size: int = 64,
+        in_flight: int = 4,
+        max_attempts: int = MAX_ATTEMPTS,
+        compression: Compression = "none",
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        self.target = target
+        self._timeout = timeout
+        self._batch_size = batch_size
+        self._in_flight = in_flight
+        self._metadata = tuple(metadata)
+        options, compressed = channel_options(max_attempts=max_attempts), COMPRESSIONS[compression]
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(target, options, compressed)
+        else:
+            self._channel = grpc.aio.secure_channel(target, credentials, options, compressed)
+        self._stubs = make_stubs(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancels what is under way and closes the connection."""
+        await self._channel.close()
+
+    async def embed(
+        self,
+        texts: str | Text | Sequence[str | Text],
+        *,
+        errors: ErrorPolicy = "raise",
+        timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Embeddings:
+        """One vector for every text, in order.
+
+        Options: task, role ("query" or "document"), adapter, prompt_name, prompt, dimensions, encoding ("float32",
+        "float16", "bfloat16", "int8", "uint8", "binary", "ubinary"), truncate ("none", "end", "start"), model.
+        A ``Text`` in the list may name its own task, role, adapter and prompt, so one call may mix tasks.
+        ``errors="return"`` keeps failed texts in ``Embeddings.errors`` instead of raising the first.
+        """
+        texts = as_texts(texts)
+        if not texts:
+            return empty(options)
+        requests = split_requests(texts, options, batch_size=self._batch_size)
+        return by_policy(concatenate(await self._embed_all(requests, timeout)), errors)
+
+    async def embed_stream(
+        self,
+        batches: Iterable[Batch] | AsyncIterable[Batch],
+        *,
+        window: int = 8,
+        errors: ErrorPolicy = "raise",
+        timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> AsyncIterator[Embeddings]:
+        """The embeddings of each batch, in order, over one stream; options are those of ``embed``.
+
+        ``batches`` is read at most ``window`` batches ahead, so it may be endless. ``timeout`` limits the whole stream,
+        None sets no limit. A batch that is refused as a whole raises and ends the stream.
+        """
+        feed = AsyncRequestFeed(batches, options, window)
+        call = self._stubs.embedder.EmbedStream(feed.requests(), timeout=timeout, metadata=self._metadata)
+        try:
+            async for reply in call:
+                request = feed.answered()
+                if is_worth_repeating(reply):
+                    reply = await self._call(self._stubs.embedder.Embed, request)
+                yield by_policy(decode(reply, len(request.texts)), errors)
+            feed.finish()
+        except grpc.RpcError as error:
+            raise call_error(error, self.target) from error
+        finally:
+            call.cancel()
+
+    async def tokenize(
+        self,
+        texts: str | Text | Sequence[str | Text],
+        *,
+        errors: ErrorPolicy = "raise",
+        timeout: float | None = None,
+        **options: Unpack[TokenizeOptions],
+    ) -> list[records.TokenizedText]:
+        """The token ids each text is embedded from; ``errors="return"`` sets ``TokenizedText.error`` instead."""
+        reply = await self._call(self._stubs.embedder.Tokenize, tokenize_request(as_texts(texts), options), timeout)
+        return records.tokenized_texts(reply, errors)
+
+    async def load_adapter(
+        self, path: str, *, id: str | None = None, timeout: float | None = None
+    ) -> records.AdapterInfo:
+        """Loads the adapter folder ``path`` below the server's adapter root; ``id`` None is the folder's name."""
+        request = adapters_pb2.LoadAdapterRequest(path=path, id=id or "")
+        return records.adapter_info(await self._call(self._stubs.adapters.Load, request, timeout))
+
+    async def unload_adapter(self, id: str, *, timeout: float | None = None) -> None:
+        """Takes an adapter out of service; texts that already wait for it are still answered."""
+        await self._call(self._stubs.adapters.Unload, adapters_pb2.UnloadAdapterRequest(id=id), timeout)
+
+    async def adapters(self, *, timeout: float | None = None) -> list[records.AdapterInfo]:
+        """The adapters in service."""
+        reply = await self._call(self._stubs.adapters.List, adapters_pb2.ListAdaptersRequest(), timeout)
+        return [records.adapter_info(adapter) for adapter in reply.adapters]
+
+    async def info(self, *, timeout: float | None = None) -> records.ServerInfo:
+        """What the server is and serves: models, tasks, prompts, spaces, limits."""
+        return records.server_info(await self._call(self._stubs.server.Info, server_pb2.InfoRequest(), timeout))
+
+    async def is_serving(self, *, timeout: float = 5.0) -> bool:
+        """Whether the server answers and says that it serves."""
+        try:
+            reply = await self._stubs.health.Check(
+                health_pb2.HealthCheckRequest(), timeout=timeout, metadata=self._metadata
+            )
+        except grpc.RpcError as error:
+            if error.code() in NOT_SERVING:
+                return False
+            raise call_error(error, self.target) from error
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def wait_until_serving(self, timeout: float = DEFAULT_TIMEOUT_S) -> None:
+        """Returns once the server serves, which may still be starting. Raises DeadlineExceeded after ``timeout`` s."""
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            watch = self._stubs.health.Watch(
+                health_pb2.HealthCheckRequest(), timeout=left, metadata=self._metadata, wait_for_ready=True
+            )
+            try:
+                async for reply in watch:
+                    if reply.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+            except grpc.RpcError as error:
+                if error.code() not in NOT_SERVING:
+                    raise call_error(error, self.target) from error
+            finally:
+                watch.cancel()
+        raise not_serving_in_time(self.target, timeout)
+
+    async def _call(self, method: Any, request: Any, timeout: float | None = None) -> Any:
+        """One unary call."""
+        try:
+            return await method(request, timeout=self._limit(timeout), metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise call_error(error, self.target) from error
+
+    async def _embed_all(self, requests: Iterable[embed_pb2.EmbedRequest], timeout: float | None) -> list[Embeddings]:
+        """The embeddings of each request, in order; at most ``in_flight`` requests are under way."""
+        parts: list[Embeddings] = []
+        pending: deque[tuple[int, Any]] = deque()
+        limit = self._limit(timeout)
+        try:
+            for request in requests:
+                if len(pending) == self._in_flight:
+                    num_texts, call = pending.popleft()
+                    parts.append(decode(await call, num_texts))
+                call = self._stubs.embedder.Embed(request, timeout=limit, metadata=self._metadata)
+                pending.append((len(request.texts), call))
+            while pending:
+                num_texts, call = pending.popleft()
+                parts.append(decode(await call, num_texts))
+        except grpc.RpcError as error:
+            raise call_error(error, self.target) from error
+        finally:
+            for _, call in pending:
+                call.cancel()
+        return parts
+
+    def _limit(self, timeout: float | None) -> float | None:
+        """The time limit of one request, in seconds."""
+        return self._timeout if timeout is None else timeout
