@@ -1,27 +1,13 @@
 """What a client may ask for: tasks, adapters, prompts, sizes, and which space the answer lives in."""
 
-from dataclasses import dataclass
-
 from embedmux.server.bridge.port import EnginePort
 from embedmux.server.errors import InvalidRequest, NotFound
-from embedmux.server.records import BASE_MODEL, AdapterInfo, Encoding, Instruction, Role, Route, Space
+from embedmux.server.records import BASE_MODEL, AdapterInfo, Encoding, Instruction, Role, Route, Space, TaskInfo
 from embedmux.server.spaces import space_id
 from embedmux.server.tasks import ALIASES, aliases_of
 from embedmux.server.text.prompts import DOCUMENT_NAMES, QUERY_NAMES, Prompts
 
 MAX_CACHED_ROUTES = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class TaskInfo:
-    """A task as Server.Info tells it: who serves it, its prompts, and the space of its full-size vectors."""
-
-    name: str
-    adapter: str
-    query_prompt: str
-    document_prompt: str
-    space: str
-    aliases: list[str]
 
 
 class Catalog:
@@ -59,8 +45,8 @@ class Catalog:
             adapter = self._adapter_for(Instruction(task=name), name)
             prompts = self._prompts_of(adapter)
             space = self._space(adapter, name, prompts.pair, self._engine.model.dimensions)
-            adapter_id = adapter.id if adapter else ""
-            found.append(TaskInfo(name, adapter_id, *prompts.pair, space=space, aliases=aliases_of(name)))
+            aliases = tuple(aliases_of(name))
+            found.append(TaskInfo(name, adapter.id if adapter else None, *prompts.pair, space=space, aliases=aliases))
         return found
 
     def _resolve(self, instruction: Instruction, dimensions: int, encoding: Encoding) -> Route:

@@ -1,0 +1,144 @@
+"""The only builder: configuration -> objects -> serve -> drain. Never imports torch."""
+
+import asyncio
+import importlib.metadata
+import logging
+import signal
+import time
+
+from embedmux.server.bridge.supervisor import Supervisor
+from embedmux.server.backbones.spec import load_spec
+from embedmux.server.catalog import Catalog
+from embedmux.server.config import ServeConfig
+from embedmux.server.encode import Encoder
+from embedmux.server.models import find_model
+from embedmux.server.records import AdapterInfo, ServedModel, ServerInfo, ServerLimits, ServerState
+from embedmux.server.rpc.adapters import Adapters
+from embedmux.server.rpc.embedder import Embedder
+from embedmux.server.rpc.info import Info
+from embedmux.server.rpc.lifecycle import Lifecycle
+from embedmux.server.rpc.server import TransportOptions, build_server
+from embedmux.server.text.prompts import read_prompts
+from embedmux.server.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+ENGINE_DRAIN_S = 5.0  # for the engine to end once every call has been answered
+
+
+class App:
+    """One server: a front in this process and the engine it supervises."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.config = config
+        self.lifecycle = Lifecycle()
+        folder = find_model(config.engine.model)
+        spec = load_spec(folder)
+        self.supervisor = Supervisor(
+            config.engine, shared_memory_bytes=config.shared_memory_bytes, on_change=self._engine_changed
+        )
+        self.tokenizer = Tokenizer(folder, max_tokens=spec.max_tokens, num_threads=config.tokenizer_threads)
+        self.catalog = Catalog(self.supervisor, read_prompts(folder))
+        self.encoder = Encoder(self.catalog, self.tokenizer, self.supervisor, config.limits)
+
+    async def run(self) -> None:
+        """Serves until SIGTERM or SIGINT, then drains. Raises what keeps it from serving.
+
+        The port answers before the model is loaded, so that health can say NOT_SERVING meanwhile.
+        """
+        limits = self.config.limits
+        services = [
+            Embedder(
+                self.encoder,
+                self.lifecycle,
+                max_stream_requests=limits.max_stream_requests,
+                max_stream_texts=limits.max_stream_texts,
+            ),
+            Adapters(Desk(self.supervisor)),
+            Info(self),
+        ]
+        options = TransportOptions(addresses=(self.config.address,), max_message_bytes=limits.max_message_bytes)
+        server = build_server(services, self.lifecycle, options=options)
+        stop = _stop_on_signals()
+        await server.start()
+        if self.config.port_file is not None:
+            self.config.port_file.write_text(f"{server.ports[0]}\n", encoding="utf-8")
+        try:
+            started = time.monotonic()
+            loading = asyncio.create_task(self.supervisor.start())
+            await asyncio.wait([loading, stop], return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                loading.result()
+                self._announce(server.ports[0], time.monotonic() - started)
+                await stop
+            loading.cancel()
+        finally:
+            logger.info("draining: accepted requests have up to %.0f s", self.config.drain_s)
+            await server.stop(self.config.drain_s)
+            await self.supervisor.close(ENGINE_DRAIN_S)
+            self.tokenizer.close()
+            logger.info("stopped")
+
+    def describe(self) -> ServerInfo:
+        """What Server.Info answers; no models while the engine is not ready."""
+        limits = self.config.limits
+        served: tuple[ServedModel, ...] = ()
+        if self.lifecycle.state in (ServerState.SERVING, ServerState.DRAINING):
+            tasks = tuple(self.catalog.tasks())
+            served = (ServedModel(self.supervisor.model, tasks, self.catalog.prompts.by_name),)
+        return ServerInfo(
+            version=importlib.metadata.version("embedmux"),
+            state=self.lifecycle.state,
+            models=served,
+            limits=ServerLimits(
+                max_texts=limits.max_texts,
+                max_text_bytes=limits.max_text_bytes,
+                max_batch_tokens=self.config.engine.max_batch_tokens,
+                max_queue_tokens=self.config.engine.max_queue_tokens,
+                max_message_bytes=limits.max_message_bytes,
+            ),
+        )
+
+    def _engine_changed(self, is_serving: bool) -> None:
+        self.lifecycle.set(ServerState.SERVING if is_serving else ServerState.RESTARTING)
+
+    def _announce(self, port: int, seconds: float) -> None:
+        model, adapters = self.supervisor.model, self.supervisor.adapters
+        logger.info("%s on %s, %s, loaded in %.1f s", model.name, model.device, model.dtype, seconds)
+        logger.info("kernels (%s): %s", model.isa, ", ".join(f"{op} {by}" for op, by in model.backends.items()))
+        for adapter in adapters.values():
+            logger.info("adapter %s: task %s, rank %d", adapter.id, adapter.task or "-", adapter.max_rank)
+        logger.info("%s", self.config)
+        logger.info("serving on %s (port %d)", self.config.address, port)
+
+
+class Desk:
+    """The adapters of the running server, as rpc asks for them."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    async def load(self, path: str, adapter_id: str | None) -> AdapterInfo:
+        """Loads a folder below the adapter root."""
+        return await self._supervisor.load_adapter(path, adapter_id)
+
+    async def unload(self, adapter_id: str) -> None:
+        """Takes an adapter out of service."""
+        await self._supervisor.unload_adapter(adapter_id)
+
+    def list(self) -> list[AdapterInfo]:
+        """Every adapter in service."""
+        return list(self._supervisor.adapters.values())
+
+
+def _stop_on_signals() -> asyncio.Future[None]:
+    """A future that SIGTERM and SIGINT resolve."""
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[None] = loop.create_future()
+
+    def resolve() -> None:
+        if not stop.done():
+            stop.set_result(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, resolve)
+    return stop
