@@ -4,6 +4,8 @@ The servicer of grpcio-health-checking is not used, only its protocol: it says t
 its Watch calls stay open through a drain, so that stopping would always take the whole grace period.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -19,7 +21,7 @@ Status = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """Check and Watch for each service by name, and for the server as a whole under "".
+    """Check and Watch for each service by name and for the server as a whole under "", List for all of them.
 
     What needs the engine serves only while the state is SERVING; everything else until the server drains.
     """
@@ -37,6 +39,11 @@ class Health:
             known = ", ".join(sorted(name for name in self._needs_engine if name))
             raise NotFound(f"service {request.service!r} is not on this server; it has {known}")
         return Status(status=self._status(request.service))
+
+    async def List(self, _: health_pb2.HealthListRequest, __: Call) -> health_pb2.HealthListResponse:
+        """The status of every service now."""
+        statuses = {service: Status(status=self._status(service)) for service in self._needs_engine}
+        return health_pb2.HealthListResponse(statuses=statuses)
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, call: Call) -> None:
         """The status now and after each change, until the server stops."""

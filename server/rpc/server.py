@@ -119,6 +119,8 @@ def build_server(
 def _handlers(service: Service, calls: Calls) -> Any:
     table = {}
     for method in service.SERVICE.methods:
+        if not hasattr(service, method.name):
+            continue  # gRPC answers UNIMPLEMENTED: a newer grpcio-health-checking may know methods that Health does not
         make = HANDLERS[method.client_streaming, method.server_streaming]
         guarded = calls.guard(f"{service.SERVICE.name}/{method.name}", getattr(service, method.name))
         table[method.name] = make(

@@ -1,0 +1,151 @@
+"""A server on a loopback port in front of a fake encoder."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from embedmux.proto import adapters_pb2_grpc, embed_pb2_grpc, server_pb2_grpc
+from embedmux.server.errors import EmbedmuxError
+from embedmux.server.records import AdapterInfo, EmbedJob, EmbedResult, ServerState, Space, TokenizedText
+from embedmux.server.rpc.adapters import Adapters
+from embedmux.server.rpc.embedder import Embedder
+from embedmux.server.rpc.info import Info
+from embedmux.server.rpc.lifecycle import Lifecycle
+from embedmux.server.rpc.server import TransportOptions, build_server
+
+
+class FakeEncoder:
+    """Answers with rows that hold the text's length; ``respond`` may be replaced, jobs are kept."""
+
+    dimensions = 4
+
+    def __init__(self) -> None:
+        self.jobs: list[EmbedJob] = []
+        self.arrived = asyncio.Condition()
+        self.errors: dict[int, EmbedmuxError] = {}
+        self.respond: Callable[[EmbedJob], Any] = self.answer
+
+    async def embed(self, job: EmbedJob) -> EmbedResult:
+        async with self.arrived:
+            self.jobs.append(job)
+            self.arrived.notify_all()
+        return await self.respond(job)
+
+    async def answer(self, job: EmbedJob) -> EmbedResult:
+        size = job.encoding.row_bytes(self.dimensions)
+        return EmbedResult(
+            vectors=b"".join(bytes([len(text) % 256]) * size for text in job.texts),
+            encoding=job.encoding,
+            dimensions=self.dimensions,
+            num_tokens=[len(text) for text in job.texts],
+            num_tokens_original=[len(text) for text in job.texts],
+            spaces=[None if at in self.errors else Space("space") for at in range(len(job.texts))],
+            errors=self.errors,
+        )
+
+    async def tokenize(self, job: EmbedJob) -> list[TokenizedText | EmbedmuxError]:
+        self.jobs.append(job)
+        return [
+            self.errors.get(at) or TokenizedText([1, 2], ["a", "b"], original=2, prompt="query: ")
+            for at in range(len(job.texts))
+        ]
+
+    async def has_jobs(self, number: int) -> None:
+        async with asyncio.timeout(10), self.arrived:
+            await self.arrived.wait_for(lambda: len(self.jobs) >= number)
+
+
+class FakeDesk:
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.adapters: dict[str, AdapterInfo] = {}
+
+    async def load(self, path: str, adapter_id: str | None) -> AdapterInfo:
+        name = adapter_id or path
+        self.adapters[name] = AdapterInfo(
+            handle=0,
+            id=name,
+            digest="d1",
+            task=None,
+            prompts={"query": "q: "},
+            calibrations={128: "c128", 64: "c64"},
+            max_rank=8,
+            num_bytes=1000,
+            num_targets=12,
+        )
+        return self.adapters[name]
+
+    async def unload(self, adapter_id: str) -> None:
+        del self.adapters[adapter_id]
+
+    def list(self) -> list[AdapterInfo]:
+        return list(self.adapters.values())
+
+
+class Observer:
+    """Writes down every call; ``await ended()`` is the next one to finish."""
+
+    def __init__(self) -> None:
+        self.finished_calls: list[tuple[str, str]] = []
+        self._queue: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+
+    def started(self, method: str) -> None:
+        pass
+
+    def finished(self, method: str, status: str, seconds: float) -> None:
+        self.finished_calls.append((method, status))
+        self._queue.put_nowait((method, status))
+
+    async def ended(self) -> tuple[str, str]:
+        return await asyncio.wait_for(self._queue.get(), 10)
+
+
+@pytest.fixture
+async def encoder() -> FakeEncoder:
+    return FakeEncoder()
+
+
+@pytest.fixture
+async def serve(encoder: FakeEncoder) -> AsyncIterator[Callable[..., Any]]:
+    """``await serve(**options)`` -> stubs, channel, lifecycle and server; all are closed after the test."""
+    started: list[Any] = []
+
+    async def start(facts: Any = None, stream: dict[str, int] | None = None, **options: Any) -> SimpleNamespace:
+        lifecycle = Lifecycle()
+        observer = Observer()
+        desk = FakeDesk()
+        services = [Embedder(encoder, lifecycle, **(stream or {})), Adapters(desk), Info(facts)]
+        options = TransportOptions(**{"addresses": ("127.0.0.1:0",), **options})
+        server = build_server(services, lifecycle, options=options, observer=observer)
+        await server.start()
+        lifecycle.set(ServerState.SERVING)
+        address = f"127.0.0.1:{server.ports[0]}" if server.ports[0] else options.addresses[0]
+        channel = grpc.aio.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
+        started.append((channel, server))
+        return SimpleNamespace(
+            address=address,
+            channel=channel,
+            desk=desk,
+            lifecycle=lifecycle,
+            observer=observer,
+            server=server,
+            embedder=embed_pb2_grpc.EmbedderStub(channel),
+            adapters=adapters_pb2_grpc.AdaptersStub(channel),
+            info=server_pb2_grpc.ServerStub(channel),
+        )
+
+    yield start
+    for channel, server in started:
+        await channel.close()
+        await server.stop(grace_s=0)
+
+
+@pytest.fixture
+async def running(serve: Callable[..., Any]) -> SimpleNamespace:
+    """A server with the options a user gets."""
+    return await serve()

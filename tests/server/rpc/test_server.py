@@ -1,0 +1,210 @@
+"""Health, reflection, info, adapters and addresses."""
+
+import asyncio
+import socket
+from types import SimpleNamespace
+
+import grpc
+import pytest
+from google.protobuf import descriptor_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from embedmux.proto import adapters_pb2, embed_pb2, server_pb2
+from embedmux.server.records import (
+    ModelInfo,
+    ServedModel,
+    ServerInfo,
+    ServerLimits,
+    ServerState,
+    TaskInfo,
+)
+from embedmux.server.rpc.adapters import Adapters
+from embedmux.server.rpc.embedder import Embedder
+from embedmux.server.rpc.health import Health
+from embedmux.server.rpc.info import Info
+from embedmux.server.rpc.lifecycle import Lifecycle
+from embedmux.server.rpc.server import TransportOptions, build_server
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICES = ["embedmux.v1.Adapters", "embedmux.v1.Embedder", "embedmux.v1.Server"]
+
+
+def health_of(running) -> health_pb2_grpc.HealthStub:
+    return health_pb2_grpc.HealthStub(running.channel)
+
+
+@pytest.mark.parametrize(
+    ("state", "engine", "info"),
+    [
+        (ServerState.STARTING, NOT_SERVING, SERVING),
+        (ServerState.SERVING, SERVING, SERVING),
+        (ServerState.RESTARTING, NOT_SERVING, SERVING),
+        (ServerState.DRAINING, NOT_SERVING, NOT_SERVING),
+        (ServerState.STOPPED, NOT_SERVING, NOT_SERVING),
+    ],
+)
+def test_health_says_what_the_state_means_for_each_service(state, engine, info):
+    lifecycle = Lifecycle()
+    lifecycle.set(state)
+    health = Health(lifecycle, {"Embedder": True, "Server": False})
+    assert [health._status(name) for name in ("", "Embedder", "Server")] == [engine, engine, info]
+
+
+async def test_check_follows_the_state(running):
+    health = health_of(running)
+    for state, expected in ((ServerState.RESTARTING, NOT_SERVING), (ServerState.SERVING, SERVING)):
+        running.lifecycle.set(state)
+        for service in ("", "embedmux.v1.Embedder"):
+            assert (await health.Check(health_pb2.HealthCheckRequest(service=service))).status == expected
+
+
+async def test_check_of_an_unknown_service_names_the_known_ones(running):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await health_of(running).Check(health_pb2.HealthCheckRequest(service="embedmux.v1.Nothing"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "embedmux.v1.Adapters, embedmux.v1.Embedder, embedmux.v1.Server" in caught.value.details()
+
+
+async def test_watch_tells_each_change_and_ends_when_the_server_stops(running):
+    call = health_of(running).Watch(health_pb2.HealthCheckRequest(service="embedmux.v1.Embedder"))
+    unknown = health_of(running).Watch(health_pb2.HealthCheckRequest(service="nothing"))
+    assert (await unknown.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    assert (await call.read()).status == SERVING
+    for state, expected in (
+        (ServerState.RESTARTING, NOT_SERVING),
+        (ServerState.SERVING, SERVING),
+        (ServerState.DRAINING, NOT_SERVING),
+    ):
+        running.lifecycle.set(state)
+        assert (await call.read()).status == expected
+    await asyncio.wait_for(running.server.stop(grace_s=30), 10)
+    assert await call.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_list_gives_every_service(running):
+    reply = await health_of(running).List(health_pb2.HealthListRequest())
+    assert {name: status.status for name, status in reply.statuses.items()} == dict.fromkeys(
+        ["", "grpc.health.v1.Health", *SERVICES], SERVING
+    )
+
+
+def test_a_draining_server_is_not_reopened():
+    lifecycle = Lifecycle()
+    lifecycle.set(ServerState.DRAINING)
+    lifecycle.set(ServerState.SERVING)
+    assert lifecycle.state is ServerState.DRAINING
+
+
+async def test_reflection_lists_the_services_and_describes_their_messages(running):
+    stub = reflection_pb2_grpc.ServerReflectionStub(running.channel)
+    requests = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="embedmux.v1.EmbedRequest"),
+    ]
+    listed, described = [reply async for reply in stub.ServerReflectionInfo(iter(requests))]
+    names = [service.name for service in listed.list_services_response.service]
+    assert names == [*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"]
+    files = [
+        descriptor_pb2.FileDescriptorProto.FromString(file).name
+        for file in described.file_descriptor_response.file_descriptor_proto
+    ]
+    assert files == ["embedmux/proto/embed.proto", "embedmux/proto/types.proto"]
+
+
+def test_every_method_of_the_protos_is_served():
+    for service in (Embedder, Adapters, Info):
+        assert {method.name for method in service.SERVICE.methods} <= set(vars(service))
+
+
+async def test_info_tells_models_tasks_and_limits(serve):
+    info = ModelInfo("m", "d", "bert", 384, 512, "mean", "float32", "cpu", {64: "c"}, {"attention": "csrc"}, "avx512")
+    task = TaskInfo("retrieval", "r", "q: ", "d: ", "s1", aliases=("search",))
+    model = ServedModel(info, (task,), {"query": "q: "})
+    described = ServerInfo("1.2", ServerState.SERVING, (model,), ServerLimits(1, 2, 3, 4, 5))
+    running = await serve(facts=SimpleNamespace(describe=lambda: described))
+    reply = await running.info.Info(server_pb2.InfoRequest())
+    assert reply == server_pb2.InfoResponse(
+        version="1.2",
+        state="serving",
+        models=[
+            server_pb2.ModelInfo(
+                name="m",
+                digest="d",
+                architecture="bert",
+                dimensions=384,
+                max_tokens=512,
+                pooling="mean",
+                dtype="float32",
+                device="cpu",
+                tasks=[
+                    server_pb2.TaskInfo(
+                        name="retrieval",
+                        adapter="r",
+                        query_prompt="q: ",
+                        document_prompt="d: ",
+                        space="s1",
+                        aliases=["search"],
+                    )
+                ],
+                kernels={"attention": "csrc"},
+                instruction_set="avx512",
+                prompts={"query": "q: "},
+                calibrated_dimensions=[64],
+            )
+        ],
+        limits=server_pb2.Limits(
+            max_texts=1, max_text_bytes=2, max_batch_tokens=3, max_queue_tokens=4, max_message_bytes=5
+        ),
+    )
+
+
+async def test_adapters_are_loaded_listed_and_unloaded(running):
+    loaded = await running.adapters.Load(adapters_pb2.LoadAdapterRequest(path="folder"))
+    assert loaded == adapters_pb2.AdapterInfo(
+        id="folder",
+        digest="d1",
+        prompts={"query": "q: "},
+        max_rank=8,
+        num_targets=12,
+        num_bytes=1000,
+        calibrated_dimensions=[64, 128],
+    )
+    await running.adapters.Load(adapters_pb2.LoadAdapterRequest(path="folder", id="mine"))
+    await running.adapters.Unload(adapters_pb2.UnloadAdapterRequest(id="folder"))
+    assert [adapter.id for adapter in (await running.adapters.List(adapters_pb2.ListAdaptersRequest())).adapters] == [
+        "mine"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"), [("Load", adapters_pb2.LoadAdapterRequest), ("Unload", adapters_pb2.UnloadAdapterRequest)]
+)
+async def test_an_empty_path_or_id_is_refused(running, method, request_):
+    with pytest.raises(grpc.aio.AioRpcError, match="is empty") as caught:
+        await getattr(running.adapters, method)(request_())
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_unix_socket_is_served_and_not_taken_over(serve, tmp_path):
+    address = f"unix:{tmp_path}/embedmux.sock"
+    running = await serve(addresses=(address, "127.0.0.1:0"))
+    assert running.server.ports[0] == 0
+    assert running.server.ports[1] > 0
+    await running.embedder.Embed(embed_pb2.EmbedRequest(texts=[embed_pb2.Text(text="a")]))
+    with pytest.raises(OSError, match="is served by another process"):
+        await serve(addresses=(address,))
+
+
+async def test_a_socket_file_left_by_a_dead_server_is_replaced(serve, tmp_path):
+    path = tmp_path / "embedmux.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    running = await serve(addresses=(f"unix:{path}",))
+    await running.embedder.Embed(embed_pb2.EmbedRequest(texts=[embed_pb2.Text(text="a")]))
+
+
+async def test_an_address_that_is_taken_is_refused(running):
+    with pytest.raises(OSError, match=f"address '{running.address}' cannot be bound"):
+        build_server([], Lifecycle(), options=TransportOptions(addresses=(running.address,)))
