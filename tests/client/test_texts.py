@@ -1,0 +1,77 @@
+"""Request messages: what a text inherits from its call, how lists are split, which names are refused."""
+
+import pytest
+
+from embedmux.client.texts import EmbedOptions, Text, as_texts, embed_request, split_requests, tokenize_request
+from embedmux.proto import types_pb2
+from embedmux.server.errors import InvalidRequest
+
+QUERY, DOCUMENT = types_pb2.ROLE_QUERY, types_pb2.ROLE_DOCUMENT
+
+
+def test_options_of_the_call_stand_once_in_the_request() -> None:
+    request = embed_request(
+        ["a", "b"], {"task": "retrieval", "role": "query", "dimensions": 64, "encoding": "int8", "truncate": "end"}
+    )
+    assert [text.text for text in request.texts] == ["a", "b"]
+    assert not any(text.HasField("instruction") for text in request.texts)
+    assert (request.instruction.task, request.instruction.role) == ("retrieval", QUERY)
+    assert request.dimensions == 64
+    assert request.encoding == types_pb2.ENCODING_INT8 and request.truncate == types_pb2.TRUNCATE_END
+
+
+def test_a_text_takes_what_it_leaves_out_from_the_call() -> None:
+    options: EmbedOptions = {"task": "retrieval", "role": "document", "adapter": "mine", "prompt": "Say: "}
+    request = embed_request([Text("q", role="query"), Text("c", task="classification"), Text("plain")], options)
+    first, second, third = (text.instruction for text in request.texts)
+    assert (first.task, first.role, first.adapter, first.prompt) == ("retrieval", QUERY, "mine", "Say: ")
+    assert (second.task, second.role, second.adapter) == ("classification", DOCUMENT, "")
+    assert third == request.instruction
+
+
+def test_a_prompt_by_name_beats_the_prompt_of_the_call() -> None:
+    request = embed_request([Text("a", prompt_name="query")], {"prompt": "Say: "})
+    assert request.texts[0].instruction.prompt_name == "query"
+    assert not request.texts[0].instruction.HasField("prompt")
+
+
+def test_an_empty_prompt_is_sent_as_no_prefix() -> None:
+    assert embed_request(["a"], {"prompt": ""}).instruction.HasField("prompt")
+    assert not embed_request(["a"], {}).instruction.HasField("prompt")
+
+
+def test_long_lists_become_requests_of_batch_size_in_order() -> None:
+    requests = list(split_requests([str(number) for number in range(7)], {"task": "t"}, batch_size=3))
+    assert [[text.text for text in request.texts] for request in requests] == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
+    assert all(request.instruction.task == "t" for request in requests)
+
+
+def test_one_text_is_a_list_of_one() -> None:
+    assert as_texts("abc") == ["abc"]
+    assert as_texts(Text("abc")) == [Text("abc")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"role": "passage"}, "role is 'passage', it must be one of query, document"),
+        ({"encoding": "float64"}, "encoding is 'float64', it must be one of float32, float16"),
+        ({"truncate": "middle"}, "truncate is 'middle', it must be one of none, end, start"),
+        ({"dimensions": -1}, "dimensions is -1, it must be at least 1"),
+    ],
+)
+def test_names_that_mean_nothing_are_refused_before_they_are_sent(options: EmbedOptions, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        embed_request(["a"], options)
+
+
+def test_a_misspelt_option_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="unexpected option 'taks'"):
+        embed_request(["a"], {"taks": "retrieval"})
+    with pytest.raises(TypeError, match="unexpected option 'dimensions'"):
+        tokenize_request(["a"], {"dimensions": 3})
+
+
+def test_something_that_is_no_text_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="a text must be a str or a Text, not bytes"):
+        embed_request([b"a"], {})
