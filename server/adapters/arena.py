@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from embedmux.server.adapters.files import reject
-from embedmux.server.adapters.free_list import FreeList
 from embedmux.server.errors import Overloaded
+from embedmux.server.free_list import FreeList
 from embedmux.server.records import Adapter
 
 ALIGNMENT_BYTES = 64  # a cache line on the CPU, and enough for 16-byte vector loads on the GPU
@@ -73,13 +73,13 @@ class AdapterArena:
             for linear in self.linears
         }
         self._targets = {target for linear in self.linears for target, _ in linear.slices}
-        self._free = FreeList(num_elements)
-        self._regions: dict[int, tuple[int, int]] = {}  # slot: (start, size)
+        self._free = FreeList(num_elements, alignment=self._alignment)
+        self._regions: dict[int, int] = {}  # start of the region by slot
 
     @property
     def num_used_bytes(self) -> int:
         """Bytes of ``data`` that belong to an adapter, alignment included."""
-        return sum(size for _, size in self._regions.values()) * self.dtype.itemsize
+        return self._free.used * self.dtype.itemsize
 
     @property
     def num_used_slots(self) -> int:
@@ -141,15 +141,15 @@ class AdapterArena:
                 f"adapter {staged.id!r}: all {self.max_slots} adapter slots are taken; unload one", RETRY_AFTER_S
             )
         size = staged.factors.numel()
-        start = self._free.take(size)
+        start = self._free.allocate(size)
         if start is None:
             item = self.dtype.itemsize
             raise Overloaded(
-                f"adapter {staged.id!r}: needs {size * item} bytes in one piece, {self._free.total * item} of "
-                f"{self.max_bytes} are free, {self._free.largest * item} in one piece; unload an adapter",
+                f"adapter {staged.id!r}: needs {size * item} bytes in one piece, {self.num_used_bytes} of "
+                f"{self.max_bytes} are taken; unload an adapter",
                 RETRY_AFTER_S,
             )
-        self._regions[slot] = (start, size)
+        self._regions[slot] = start
         self.data[start : start + size].copy_(staged.factors)
         # The rows are written last: until then the slot has rank 0 everywhere.
         for name, rows in staged.rows.items():
@@ -163,7 +163,7 @@ class AdapterArena:
         for table in self.tables.values():
             table[slot].zero_()
         self._wait()
-        self._free.give_back(*self._regions.pop(slot))
+        self._free.free(self._regions.pop(slot))
 
     def _aligned(self, offset: int) -> int:
         return -(-offset // self._alignment) * self._alignment

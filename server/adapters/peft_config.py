@@ -208,7 +208,7 @@ def _wanted(modules: str | list[str] | None, key: str, owner: str) -> Pattern | 
 
 
 def _module_pattern(source: str, key: str, owner: str) -> Pattern:
-    return Pattern(rf"(.*\.)?({source})", key, owner)
+    return Pattern(source, key, owner, is_suffix=True)
 
 
 def _layers(config: dict[str, object], owner: str) -> frozenset[int] | None:
