@@ -6,6 +6,11 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+// gcc 12 takes the undefined operands inside its own intrinsics for uninitialised variables, wherever they are inlined.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #define EMBEDMUX_X86 1
 #define EMBEDMUX_AVX2 __attribute__((target("avx2,fma,f16c")))
 #define EMBEDMUX_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")))

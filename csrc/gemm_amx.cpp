@@ -1,0 +1,114 @@
+#include "gemm_amx.h"
+
+#include <algorithm>
+#include <array>
+
+#include "gemm_amx_kernel.h"
+#include "simd.h"
+#include "tensors.h"
+
+namespace embedmux {
+
+#ifdef EMBEDMUX_X86
+
+namespace {
+
+constexpr int64_t kTaskBytes = 768 * 1024;  // rows of a task in tiles: most of a second-level cache of 1 to 2 MiB
+constexpr int64_t kTaskRows = 256;
+constexpr int64_t kTaskPanels = 8;  // fewer panels a task would gather x and compute A x too often
+
+struct HeldTiles {
+  HeldTiles() { acquire_tiles(); }
+  ~HeldTiles() { release_tiles(); }
+};
+
+// How a call is cut into tasks of `rows` rows by `panels` panels.
+struct TaskGrid {
+  int64_t rows, panels;
+  int64_t row_tasks, panel_tasks, all_panels;
+};
+
+TaskGrid cut(const LoraCall& call, int64_t steps) {
+  const int64_t threads = at::get_num_threads();
+  const int64_t all_panels = divide_up(call.columns, kPanelColumns);
+  const int64_t cached_rows = kTaskBytes / (steps * kTileDepth * 2) / kBlockRows * kBlockRows;
+  const int64_t most_rows = std::clamp(cached_rows, kBlockRows, kTaskRows);
+  int64_t row_tasks = divide_up(call.rows, most_rows);
+  if (row_tasks > threads) row_tasks = divide_up(row_tasks, threads) * threads;
+  int64_t panel_tasks = 1;
+  if (row_tasks > 0 && row_tasks < threads) {
+    panel_tasks = std::clamp(divide_up(all_panels, kTaskPanels), int64_t{1}, divide_up(threads, row_tasks));
+    row_tasks = std::max(row_tasks, threads / panel_tasks);
+  }
+  const int64_t rows = round_up(divide_up(call.rows, std::max<int64_t>(row_tasks, 1)), kBlockRows);
+  const int64_t panels = divide_up(all_panels, panel_tasks);
+  return {rows, panels, divide_up(call.rows, std::max(rows, kBlockRows)), divide_up(all_panels, panels), all_panels};
+}
+
+}  // namespace
+
+at::Tensor pack_weight_bf16_amx(const at::Tensor& weight) {
+  const int64_t columns = weight.size(0), inner = weight.size(1);
+  const int64_t panels = divide_up(columns, kPanelColumns), steps = divide_up(inner, kTileDepth);
+  const at::Tensor packed = at::empty({panels, steps, 2, kTileRows, kTileDepth}, weight.options());
+  const auto* source = reinterpret_cast<const uint16_t*>(weight.const_data_ptr<at::BFloat16>());
+  auto* target = reinterpret_cast<uint16_t*>(packed.mutable_data_ptr<at::BFloat16>());
+  at::parallel_for(0, panels * 2, 2, [&](int64_t first, int64_t last) {
+    for (int64_t half = first; half < last; ++half) {
+      for (int64_t step = 0; step < steps; ++step) {
+        transpose_to_pairs(source + half * kTileRows * inner + step * kTileDepth, inner, columns - half * kTileRows,
+                           inner - step * kTileDepth,
+                           target + (half / 2 * steps + step) * kStepElements + half % 2 * kTileElements);
+      }
+    }
+  });
+  return packed;
+}
+
+void check_weight_bf16_amx(const at::Tensor& packed, const LoraCall& call) {
+  const int64_t panels = divide_up(call.columns, kPanelColumns), steps = divide_up(call.inner, kTileDepth);
+  const std::array<int64_t, 5> sizes = {panels, steps, 2, kTileRows, kTileDepth};
+  TORCH_CHECK(
+      packed.scalar_type() == at::kBFloat16 && packed.sizes() == at::IntArrayRef(sizes) && packed.is_contiguous(),
+      "packed must be pack_weight of a weight of shape [", call.columns, ", ", call.inner, "], got ",
+      packed.scalar_type(), " of ", packed.sizes());
+  TORCH_CHECK(isa() == Isa::amx, "packed is in the layout of AMX, this process uses ", isa_name(isa()),
+              "; pack the weight again");
+}
+
+void lora_matmul_bf16_amx(const LoraCall& call, const at::Tensor& x, const at::Tensor& packed,
+                          const std::optional<at::Tensor>& bias, const at::Tensor& output) {
+  const auto bits = [](const at::Tensor& tensor) {
+    return reinterpret_cast<const uint16_t*>(tensor.const_data_ptr<at::BFloat16>());
+  };
+  const Product product{call,
+                        bits(x),
+                        bits(packed),
+                        bias.has_value() ? bits(*bias) : nullptr,
+                        reinterpret_cast<uint16_t*>(output.mutable_data_ptr<at::BFloat16>()),
+                        divide_up(call.inner, kTileDepth)};
+  const TaskGrid grid = cut(call, product.steps);
+  at::parallel_for(0, grid.row_tasks * grid.panel_tasks, 1, [&](int64_t first, int64_t last) {
+    const HeldTiles tiles;
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t row = task / grid.panel_tasks * grid.rows, panel = task % grid.panel_tasks * grid.panels;
+      run_amx_task(product, row, std::min(call.rows, row + grid.rows), panel,
+                   std::min(grid.all_panels, panel + grid.panels));
+    }
+  });
+}
+
+#else
+
+at::Tensor pack_weight_bf16_amx(const at::Tensor& weight) { return weight; }
+
+void check_weight_bf16_amx(const at::Tensor&, const LoraCall&) {
+  TORCH_CHECK(false, "packed is in the layout of AMX, which this processor does not have; pack the weight again");
+}
+
+void lora_matmul_bf16_amx(const LoraCall&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                          const at::Tensor&) {}
+
+#endif
+
+}  // namespace embedmux

@@ -1,0 +1,22 @@
+// The fused bfloat16 kernel for processors with AMX tiles.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include "lora_segments.h"
+
+namespace embedmux {
+
+// weight [N, K] bfloat16 as [N / 32, K / 32, 2, 16, 32], sizes rounded up, the rest zero: panels of 32 columns of the
+// product; in a panel steps of 32 along K; in a step two tiles of 16 columns; in a tile 16 pairs along K, of 16
+// columns.
+at::Tensor pack_weight_bf16_amx(const at::Tensor& weight);
+
+// Refuses a tensor that is not this layout for the call's shape, and a process without AMX.
+void check_weight_bf16_amx(const at::Tensor& packed, const LoraCall& call);
+
+// output [rows, columns] = activation(x Wᵀ + bias + B(A x)); bias may be missing. All bfloat16, sums in float32.
+void lora_matmul_bf16_amx(const LoraCall& call, const at::Tensor& x, const at::Tensor& packed,
+                          const std::optional<at::Tensor>& bias, const at::Tensor& output);
+
+}  // namespace embedmux

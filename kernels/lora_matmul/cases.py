@@ -1,0 +1,138 @@
+"""Shapes of lora_matmul that tests and benchmarks walk: odd sizes, mixed ranks, base rows between adapters."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+Arguments = tuple[
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor | None,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    list[int],
+    str,
+    torch.Tensor | None,
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """ranks holds one row a slot and in it one rank a slice; segments holds (rows, slot) pairs."""
+
+    name: str
+    dtype: torch.dtype
+    inner: int
+    slices: tuple[int, ...]
+    ranks: tuple[tuple[int, ...], ...]
+    segments: tuple[tuple[int, int], ...]
+    bias: bool = True
+    activation: str = "none"
+
+    @property
+    def rows(self) -> int:
+        """T."""
+        return sum(rows for rows, _ in self.segments)
+
+    @property
+    def columns(self) -> int:
+        """N."""
+        return sum(self.slices)
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of the base product; the low-rank part is what the benchmark sets beside it."""
+        return 2 * self.rows * self.inner * self.columns
+
+
+def make_inputs(case: Case, seed: int) -> Arguments:
+    """Fresh normal arguments of the op, scaled so that base and low-rank part of y both have a variance near one."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    factors, adapters, end = [normal(3)], torch.zeros(len(case.ranks), len(case.slices), 3, dtype=torch.int64), 3
+    for slot, ranks in enumerate(case.ranks):
+        for piece, (rank, width) in enumerate(zip(ranks, case.slices, strict=True)):
+            adapters[slot, piece] = torch.tensor([end, end + rank * case.inner, rank])
+            factors += [normal(rank * case.inner) / case.inner**0.5, normal(rank * width) / max(rank, 1) ** 0.5]
+            end += rank * (case.inner + width)
+    offsets = [0, *accumulate(rows for rows, _ in case.segments)]
+    return (
+        normal(case.rows, case.inner).to(case.dtype),
+        (normal(case.columns, case.inner) / case.inner**0.5).to(case.dtype),
+        normal(case.columns).to(case.dtype) if case.bias else None,
+        torch.cat(factors).to(case.dtype),
+        adapters,
+        torch.tensor(offsets, dtype=torch.int32),
+        torch.tensor([slot for _, slot in case.segments], dtype=torch.int32),
+        list(case.slices),
+        case.activation,
+        None,
+    )
+
+
+def tolerance(case: Case) -> tuple[float, float]:
+    """(rtol, atol) against float64."""
+    if case.dtype == torch.bfloat16:
+        # One rounding of y to 8 bits is 2^-9 of it; A x keeps 16 bits, so the low-rank part adds nothing visible.
+        return 4.1e-3, 1e-4
+    # Sums of up to 4,096 products of size 1 / sqrt(K) in float32, in one order or another.
+    return 2e-6, 4e-6
+
+
+QKV, ODD_QKV = (384, 384, 384), (100, 33, 65)
+_SHAPES: tuple[
+    tuple[str, int, tuple[int, ...], tuple[tuple[int, ...], ...], tuple[tuple[int, int], ...], bool, str], ...
+] = (
+    ("one_row", 64, (63,), ((7,),), ((1, 0),), True, "none"),
+    ("one_base_row_deep", 1536, (384,), ((16,),), ((1, -1),), True, "gelu"),
+    ("two_rows_two_slots", 100, (33,), ((1,), (12,)), ((1, 1), (1, 0)), False, "gelu"),
+    ("base_rows_in_the_middle", 384, (100,), ((16,), (7,), (40,)), ((20, 0), (13, -1), (30, 2)), True, "gelu"),
+    (
+        "slices_across_panels",
+        100,
+        ODD_QKV,
+        ((12, 1, 7), (0, 16, 0), (33, 0, 5)),
+        ((37, 1), (40, -1), (23, 2)),
+        True,
+        "none",
+    ),
+    ("last_slot_and_empty_segment", 96, (31,), ((3,), (4,), (256,)), ((63, 2), (0, 0), (37, -1)), False, "none"),
+    (
+        "many_short_segments",
+        64,
+        (48, 16),
+        ((8, 2), (1, 0), (17, 3)),
+        tuple((1 + i % 3, i % 4 - 1) for i in range(50)),
+        True,
+        "none",
+    ),
+    ("no_adapter", 200, (129,), ((4,),), ((100, -1),), True, "none"),
+    ("one_adapter_of_full_width", 384, QKV, ((16, 16, 16), (8, 8, 8)), ((300, 1),), True, "none"),
+)
+CASES: tuple[Case, ...] = tuple(
+    Case(f"{name}_{str(dtype).removeprefix('torch.')}", dtype, inner, slices, ranks, segments, bias, activation)
+    for dtype in (torch.float32, torch.bfloat16)
+    for name, inner, slices, ranks, segments, bias, activation in _SHAPES
+)
+
+# (K, slices) of the linears of small encoders; four adapters of rank 16 in equal parts.
+_LINEARS = ((384, QKV), (384, (384,)), (384, (1536,)), (1536, (384,)), (768, (3072,)), (1024, (3072,)))
+BENCHMARK_CASES: tuple[Case, ...] = tuple(
+    Case(
+        f"T{rows}_K{inner}_N{sum(slices)}_{str(dtype).removeprefix('torch.')}",
+        dtype,
+        inner,
+        slices,
+        ((16,) * len(slices),) * 4,
+        tuple((rows // 4, slot) for slot in range(4)),
+    )
+    for dtype in (torch.float32, torch.bfloat16)
+    for rows in (512, 2048)
+    for inner, slices in _LINEARS
+)
