@@ -88,17 +88,15 @@ class FakeDesk:
 
 
 class Observer:
-    """Writes down every call; ``await ended()`` is the next one to finish."""
+    """``await ended()`` is the next call to finish."""
 
     def __init__(self) -> None:
-        self.finished_calls: list[tuple[str, str]] = []
         self._queue: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
 
     def started(self, method: str) -> None:
         pass
 
     def finished(self, method: str, status: str, seconds: float) -> None:
-        self.finished_calls.append((method, status))
         self._queue.put_nowait((method, status))
 
     async def ended(self) -> tuple[str, str]:

@@ -49,7 +49,7 @@ async def test_an_error_becomes_the_status_of_its_class(running, encoder, kind):
     encoder.respond = raises(kind("thing 'é' is 5, the limit is 4; send less"))
     error = await refused(running)
     assert (error.code(), error.details()) == (STATUS[kind], "thing 'é' is 5, the limit is 4; send less")
-    assert running.observer.finished_calls == [("Embedder/Embed", STATUS[kind].name)]
+    assert await running.observer.ended() == ("Embedder/Embed", STATUS[kind].name)
 
 
 async def test_the_request_id_is_echoed_in_success_and_failure(running, encoder):

@@ -22,7 +22,7 @@ async def test_every_text_gets_a_row_its_tokens_and_its_space(running):
     assert list(reply.num_tokens) == [1, 3]
     assert [reply.spaces[at].id for at in reply.space_index] == ["space", "space"]
     assert reply.request_id == "r1"
-    assert running.observer.finished_calls == [("Embedder/Embed", "OK")]
+    assert await running.observer.ended() == ("Embedder/Embed", "OK")
 
 
 async def test_one_bad_text_leaves_its_neighbours_their_vectors(running, encoder):

@@ -10,6 +10,8 @@ from embedmux.proto import embed_pb2
 from embedmux.server.errors import NotFound, Overloaded
 from embedmux.server.records import EmbedResult, Encoding, ServerState, Space
 
+TIMEOUT_S = 20  # of every stream, so that one that hangs fails
+
 
 def request(number: int, num_texts: int = 1) -> embed_pb2.EmbedRequest:
     return embed_pb2.EmbedRequest(texts=[embed_pb2.Text(text="x")] * num_texts, request_id=str(number))
@@ -41,6 +43,8 @@ class Gate:
         try:
             await self.open.wait()
         except asyncio.CancelledError:
+            await asyncio.sleep(0)  # dropping work takes its time, and the stream waits for it
+            await asyncio.sleep(0)
             self.num_cancelled += 1
             raise
         return await self._answer(job)
@@ -56,19 +60,19 @@ async def test_answers_come_in_the_order_of_the_requests(running, encoder):
         return await answer(job)
 
     encoder.respond = respond
-    call = running.embedder.EmbedStream(iter([request(1), request(2, num_texts=2), request(3)]))
+    call = running.embedder.EmbedStream(iter([request(1), request(2, num_texts=2), request(3)]), timeout=TIMEOUT_S)
     assert [(reply.request_id, len(reply.num_tokens)) async for reply in call] == [("1", 1), ("2", 2), ("3", 1)]
     assert await running.observer.ended() == ("Embedder/EmbedStream", "OK")
 
 
 async def test_an_empty_stream_ends_well(running):
-    assert [reply async for reply in running.embedder.EmbedStream(iter([]))] == []
+    assert [reply async for reply in running.embedder.EmbedStream(iter([]), timeout=TIMEOUT_S)] == []
 
 
 async def test_reading_stops_when_the_window_is_full_of_requests(serve, encoder):
     running = await serve(stream={"max_stream_requests": 3})
     gate = Gate(encoder)
-    call = running.embedder.EmbedStream(map(request, range(20)))
+    call = running.embedder.EmbedStream(map(request, range(20)), timeout=TIMEOUT_S)
     await encoder.has_jobs(3)
     await settle(running)
     assert len(encoder.jobs) == 3
@@ -80,7 +84,9 @@ async def test_reading_stops_when_the_window_is_full_of_texts(serve, encoder):
     running = await serve(stream={"max_stream_texts": 4})
     gate = Gate(encoder)
     sizes = [2, 2, 1, 9, 1]
-    call = running.embedder.EmbedStream(request(at, num_texts) for at, num_texts in enumerate(sizes))
+    call = running.embedder.EmbedStream(
+        (request(at, num_texts) for at, num_texts in enumerate(sizes)), timeout=TIMEOUT_S
+    )
     await encoder.has_jobs(2)
     await settle(running)
     assert len(encoder.jobs) == 2
@@ -95,7 +101,7 @@ async def test_a_slow_reader_keeps_the_server_from_computing_ahead(running, enco
         return EmbedResult(row, Encoding.UINT8, 1 << 20, [1], [1], [Space("s")], {})
 
     encoder.respond = respond
-    call = running.embedder.EmbedStream()
+    call = running.embedder.EmbedStream(timeout=TIMEOUT_S)
     sending = asyncio.create_task(send(call, map(request, range(60))))
     await encoder.has_jobs(8)
     await settle(running)
@@ -118,6 +124,7 @@ async def test_a_request_that_fails_leaves_the_stream_going(running, encoder):
     call = running.embedder.EmbedStream(
         iter([request(0, 4), request(1, 1), request(2, 2), request(3, 3), request(4, 4)]),
         metadata=(("x-request-id", "abc"),),
+        timeout=TIMEOUT_S,
     )
     replies = [reply async for reply in call]
     assert [reply.request_id for reply in replies] == ["0", "1", "2", "3", "4"]
@@ -148,7 +155,7 @@ async def test_work_that_something_dropped_fails_its_request_only(running, encod
         return await answer(job)
 
     encoder.respond = respond
-    call = running.embedder.EmbedStream(iter([request(0), request(1, 2), request(2)]))
+    call = running.embedder.EmbedStream(iter([request(0), request(1, 2), request(2)]), timeout=TIMEOUT_S)
     assert [reply.failure.code async for reply in call] == [0, 13, 0]
 
 
@@ -169,7 +176,7 @@ async def complaints():
 
 async def test_a_cancelled_stream_cancels_all_its_work(running, encoder, complaints):
     gate = Gate(encoder)
-    call = running.embedder.EmbedStream()
+    call = running.embedder.EmbedStream(timeout=TIMEOUT_S)
     for number in range(5):
         await call.write(request(number))
     await encoder.has_jobs(5)
@@ -214,7 +221,7 @@ async def test_a_stream_whose_answers_nobody_reads_can_be_cancelled(running, enc
         return EmbedResult(bytes(1 << 20), Encoding.UINT8, 1 << 20, [1], [1], [Space("s")], {})
 
     encoder.respond = respond
-    call = running.embedder.EmbedStream()
+    call = running.embedder.EmbedStream(timeout=TIMEOUT_S)
     for number in range(12):
         await call.write(request(number))
     await encoder.has_jobs(8)
@@ -225,7 +232,7 @@ async def test_a_stream_whose_answers_nobody_reads_can_be_cancelled(running, enc
 
 async def test_a_draining_server_answers_what_it_has_read_and_ends_the_stream(running, encoder):
     gate = Gate(encoder)
-    call = running.embedder.EmbedStream()
+    call = running.embedder.EmbedStream(timeout=TIMEOUT_S)
     for number in range(4):
         await call.write(request(number))
     await encoder.has_jobs(4)
@@ -241,7 +248,7 @@ async def test_a_draining_server_answers_what_it_has_read_and_ends_the_stream(ru
 
 async def test_a_server_that_stops_waits_for_the_answers_but_not_for_idle_streams(running, encoder):
     gate = Gate(encoder)
-    idle, busy = running.embedder.EmbedStream(), running.embedder.EmbedStream()
+    idle, busy = running.embedder.EmbedStream(timeout=TIMEOUT_S), running.embedder.EmbedStream(timeout=TIMEOUT_S)
     await busy.write(request(1))
     await encoder.has_jobs(1)
     stopping = asyncio.create_task(running.server.stop(grace_s=30))
