@@ -15,19 +15,10 @@ import torch
 from embedmux.server.adapters.files import reject
 from embedmux.server.errors import Overloaded
 from embedmux.server.free_list import FreeList
-from embedmux.server.records import Adapter
+from embedmux.server.records import Adapter, FusedLinear
 
 ALIGNMENT_BYTES = 64  # a cache line on the CPU, and enough for 16-byte vector loads on the GPU
 RETRY_AFTER_S = 1.0  # room appears when somebody unloads an adapter, which is a human's pace
-
-
-@dataclass(frozen=True, slots=True)
-class FusedLinear:
-    """One matmul of the backbone: checkpoint linears and their output widths, in the order they are stacked."""
-
-    name: str
-    slices: tuple[tuple[str, int], ...]
-    in_features: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,11 +93,15 @@ def _ends(node: _Node, start: int, text: str, known: dict[tuple[_Node, int], fro
             ends = frozenset().union(*(_ends(branch, start, text, known) for branch in branches))
         case _Repeat(item, least, most):
             # Places only move forward, so after as many rounds as there are places nothing changes any more.
-            for _ in range(min(least, len(text) + 2)):
+            enough = len(text) + 2
+            for _ in range(min(least, enough)):
                 ends = from_all(item, ends)
-            rounds = len(text) + 2 if most is None else min(most - least, len(text) + 2)
-            for _ in range(rounds):
-                ends |= from_all(item, ends)
+            added = ends
+            for _ in range(enough if most is None else min(most - least, enough)):
+                added = from_all(item, added) - ends
+                if not added:
+                    break
+                ends |= added
     known[node, start] = ends
     return ends
 

@@ -48,6 +48,7 @@ REFUSED = {
 # These start from the base weights as they are; every other kind changes the base weights when PEFT loads it.
 SAFE_INITIALISATIONS = ("gaussian", "eva", "orthogonal", "mica")
 ALL_LINEAR = "all-linear"
+MAX_PATTERNS = 1024  # each is tried on each module
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ class PeftConfig:
             return False
         if self.targets is None:
             return True
+        if not isinstance(self.targets, Pattern) and module in self.targets:
+            return True  # a module listed by its whole name is selected whatever layers_to_transform says
         return _covers(self.targets, module) and (self.layers is None or self._layer(module) in self.layers)
 
     def rank_of(self, module: str) -> int:
@@ -106,9 +109,10 @@ def parse(config: dict[str, object], owner: str) -> PeftConfig:
         )
     layers = _layers(config, owner)
     patterns = _layers_patterns(config, owner)
-    if isinstance(targets, str) and (layers is not None or patterns):
+    has_layers = config.get("layers_to_transform") is not None
+    if isinstance(targets, str) and (has_layers or patterns):
         reject(owner, "layers_to_transform and layers_pattern need target_modules as a list, as in PEFT")
-    if patterns and layers is None:
+    if patterns and not has_layers:
         reject(owner, "layers_pattern needs layers_to_transform, as in PEFT")
     excludes = _modules(config, "exclude_modules", owner)
     return PeftConfig(
@@ -187,6 +191,10 @@ def _mapping(config: dict[str, object], key: str, owner: str) -> dict[str, objec
         return {}
     if not isinstance(value, dict):
         reject(owner, f"{key} is {shown(value)}, not an object of patterns")
+    if len(value) > MAX_PATTERNS:
+        reject(
+            owner, f"{key} has {len(value)} patterns, the limit is {MAX_PATTERNS}; let one pattern match many modules"
+        )
     return value
 
 

@@ -12,6 +12,7 @@ REFUSED: list[tuple[str, dict[str, object], str]] = [
     ("rank_unlike_the_tensors", {"r": 5}, "shape"),
     ("rank_pattern_zero", {"rank_pattern": {".*": 0}}, "rank_pattern"),
     ("rank_pattern_list", {"rank_pattern": [4]}, "rank_pattern"),
+    ("rank_pattern_endless", {"rank_pattern": {f"module{number}": 4 for number in range(1025)}}, "1024"),
     ("rank_pattern_broken", {"rank_pattern": {"(": 4}}, "rank_pattern"),
     ("alpha_text", {"lora_alpha": "8"}, "lora_alpha"),
     ("alpha_missing_value", {"lora_alpha": None}, "lora_alpha"),
