@@ -1,5 +1,4 @@
-"""Proto <-> records, both ways, pure. Embed's two functions are the hot path: one pass over the texts, one copy of
-the vectors."""
+"""Proto <-> records, both ways, pure. Embed's two functions are the hot path, so the vectors are copied only once."""
 
 from typing import Any
 
@@ -59,20 +58,23 @@ def tokenize_job(request: embed_pb2.TokenizeRequest, *, deadline: float | None) 
 
 def _texts(request: Any) -> tuple[tuple[str, ...], tuple[Instruction, ...]]:
     default = instruction(request.instruction) if request.HasField("instruction") else BARE
-    texts = []
-    instructions = []
+    messages = list(request.texts)
+    texts = tuple([message.text for message in messages])
+    has_own = [message.HasField("instruction") for message in messages]
+    if True not in has_own:
+        return texts, (default,) * len(texts)
     seen: dict[bytes, Instruction] = {}
-    for text in request.texts:
-        texts.append(text.text)
-        if not text.HasField("instruction"):
-            instructions.append(default)
-            continue
-        key = text.instruction.SerializeToString()
-        own = seen.get(key)
-        if own is None:
-            own = seen[key] = instruction(text.instruction)
-        instructions.append(own)
-    return tuple(texts), tuple(instructions)
+    instructions = []
+    for message, is_own in zip(messages, has_own, strict=True):
+        instructions.append(_shared(message.instruction, seen) if is_own else default)
+    return texts, tuple(instructions)
+
+
+def _shared(message: types_pb2.Instruction, seen: dict[bytes, Instruction]) -> Instruction:
+    key = message.SerializeToString()  # half the cost of building the record
+    if key not in seen:
+        seen[key] = instruction(message)
+    return seen[key]
 
 
 def instruction(message: types_pb2.Instruction) -> Instruction:

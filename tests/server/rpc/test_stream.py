@@ -43,8 +43,8 @@ class Gate:
         try:
             await self.open.wait()
         except asyncio.CancelledError:
-            await asyncio.sleep(0)  # dropping work takes its time, and the stream waits for it
-            await asyncio.sleep(0)
+            for _ in range(50):  # dropping work takes its time, and the stream waits for it
+                await asyncio.sleep(0)
             self.num_cancelled += 1
             raise
         return await self._answer(job)
