@@ -97,6 +97,15 @@ def text_error(error: types_pb2.TextError) -> EmbedmuxError:
     return status_error(CODES.get(error.code, grpc.StatusCode.UNKNOWN), error.message)
 
 
+def status_of(error: EmbedmuxError) -> grpc.StatusCode:
+    """The status an exception stands for; the inverse of ``status_error``."""
+    for kind in type(error).__mro__:
+        for code, known in CLASSES.items():
+            if kind is known:
+                return code
+    return grpc.StatusCode.UNKNOWN
+
+
 def first_error(errors: dict[int, EmbedmuxError], *, num_texts: int) -> EmbedmuxError:
     """The exception for a call that does not take failed texts: the first one's, naming it and counting the others."""
     index = min(errors)

@@ -1,0 +1,71 @@
+"""``embedmux adapters``: adapters of a running server. ``check`` needs torch and lives in adapters_check.py."""
+
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from rich.filesize import decimal
+from rich.table import Table
+
+from embedmux.client.blocking import Client
+from embedmux.server.cli import console
+
+app = App(name="adapters", help="Check adapter folders; list, load and unload the adapters of a server.")
+app.command(
+    "embedmux.server.cli.adapters_check:check",
+    name="check",
+    help="Check adapter folders as the server would, without a server.",
+)
+Server = Annotated[str, Parameter(help="host:port or unix:PATH of the server.")]
+
+
+@app.command(name="list")
+def list_adapters(*, server: Server = "localhost:50051") -> None:
+    """List the adapters in service."""
+    with Client(server) as client:
+        adapters = client.adapters()
+    table = Table("adapter", "task", "rank", "linears", "size", "int8 sizes", "prompts", "digest", header_style="bold")
+    for adapter in adapters:
+        table.add_row(
+            adapter.id,
+            adapter.task or "none",
+            str(adapter.max_rank),
+            str(adapter.num_targets),
+            decimal(adapter.num_bytes),
+            ", ".join(map(str, adapter.calibrated_dimensions)) or "none",
+            ", ".join(sorted(adapter.prompts)) or "none",
+            adapter.digest[:12],
+        )
+    console.output().print(table if adapters else f"{server} has no adapters; `embedmux adapters load PATH` loads one")
+
+
+@app.command
+def load(path: str, *, id: str | None = None, server: Server = "localhost:50051") -> None:
+    """Load an adapter folder into a running server.
+
+    Example: `embedmux adapters load legal/v2 --id legal`. The same folder again changes nothing.
+
+    Parameters
+    ----------
+    path
+        A folder below the server's adapter root (`embedmux serve --adapters ROOT`).
+    id
+        The name requests will use; default: the folder's name.
+    """
+    with Client(server) as client:
+        adapter = client.load_adapter(path, id=id)
+    text = f"loaded {adapter.id}: task {adapter.task or 'none'}, rank {adapter.max_rank}, {adapter.num_targets} linears"
+    console.output().print(f"{text}, {decimal(adapter.num_bytes)}")
+
+
+@app.command
+def unload(id: str, *, server: Server = "localhost:50051") -> None:
+    """Take an adapter out of service; texts that already wait for it are still answered.
+
+    Parameters
+    ----------
+    id
+        The adapter's name, as `embedmux adapters list` shows it.
+    """
+    with Client(server) as client:
+        client.unload_adapter(id)
+    console.output().print(f"unloaded {id}")

@@ -1,0 +1,176 @@
+"""``embedmux demo``: a server, one request that mixes four tasks, and what comes back."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from embedmux.client.blocking import Client
+from embedmux.client.texts import Text
+from embedmux.client.vectors import Embeddings
+from embedmux.server.cli import console
+from embedmux.server.errors import DeadlineExceeded, SpaceMismatch, Unavailable
+
+START_LIMIT_S = 180.0
+STOP_LIMIT_S = 45.0
+STEP_S = 0.1  # between looks at the child while it starts
+LOG_LINES = 8
+TEXTS = [
+    Text("how do plants turn sunlight into food", task="retrieval", role="query"),
+    Text("why does the moon stay in its orbit", task="retrieval", role="query"),
+    Text("Leaves use light to build sugar from water and carbon dioxide.", task="retrieval", role="document"),
+    Text("Gravity bends the path of the Moon around the Earth.", task="retrieval", role="document"),
+    Text("The meeting was moved to Friday.", task="text-matching"),
+    Text("They postponed our appointment to the end of the week.", task="text-matching"),
+    Text("A cat sleeps on the warm roof.", task="text-matching"),
+    Text("My card was charged twice for one order.", task="classification"),
+    Text("I was billed two times, please give the money back.", task="classification"),
+    Text("How can I change my password?", task="classification"),
+    Text("New telescope maps the oldest galaxies", task="clustering"),
+    Text("Probe sends first pictures of a comet", task="clustering"),
+    Text("Late goal decides the cup final", task="clustering"),
+]
+
+
+def demo(*, model: str = "minilm", allow_reference: Annotated[bool, Parameter(negative="")] = False) -> int:
+    """See it work: start a server, embed four tasks in one request, stop the server.
+
+    Prints for every text its task, its space and its nearest neighbour there, and what happens to a comparison that
+    would mean nothing.
+
+    Parameters
+    ----------
+    model
+        What to serve, as for `embedmux serve`; it needs adapters for the four tasks.
+    allow_reference
+        Run even where the compiled kernels are missing; slow.
+    """
+    screen = console.output()
+    with running_server(model, allow_reference=allow_reference, screen=screen) as (process, address):
+        with Client(address) as client:
+            show_request(client, screen)
+        return stop(process, screen)
+
+
+def show_request(client: Client, screen: Console) -> None:
+    """Sends all texts at once and prints what they are to each other."""
+    client.embed(TEXTS)  # the first request of a process pays for memory and threads that later ones find ready
+    started = time.monotonic()
+    embeddings = client.embed(TEXTS)
+    milliseconds = (time.monotonic() - started) * 1000
+    num_tasks = len({text.task for text in TEXTS})
+    tokens = int(embeddings.num_tokens.sum())
+    screen.print(
+        f"\n{len(TEXTS)} texts, {num_tasks} tasks, {tokens} tokens in one request: "
+        f"{milliseconds:.0f} ms, {embeddings.dimensions} dimensions each\n"
+    )
+    table = Table("task", "role", "text", "tokens", "space", "nearest in its space", "cosine", header_style="bold")
+    for column in (3, 6):
+        table.columns[column].justify = "right"
+    for index, text in enumerate(TEXTS):
+        space = embeddings.spaces[index]
+        other, cosine = nearest(embeddings, index)
+        table.add_row(
+            text.task,
+            text.role or "",
+            console.shorten(text.text, 44),
+            str(embeddings.num_tokens[index]),
+            console.short_space(space.id) if space else "",
+            console.shorten(TEXTS[other].text, 36),
+            f"{cosine:.2f}",
+            end_section=index + 1 == len(TEXTS) or TEXTS[index + 1].task != text.task,
+        )
+    screen.print(table)
+    try:
+        embeddings[0].similarity(embeddings[-1])
+    except SpaceMismatch as error:
+        screen.print("\nAcross spaces a comparison is refused:", style="bold")
+        screen.print(str(error), soft_wrap=True)
+
+
+def nearest(embeddings: Embeddings, index: int) -> tuple[int, float]:
+    """The closest other text of the same space, and its similarity; a query is compared with documents only."""
+    text = TEXTS[index]
+    rivals = [
+        other
+        for other, rival in enumerate(TEXTS)
+        if other != index
+        and embeddings.spaces[other] == embeddings.spaces[index]
+        and (text.role is None or rival.role != text.role)
+    ]
+    similarities = embeddings[index].similarity(embeddings[rivals])[0]
+    best = int(np.argmax(similarities))
+    return rivals[best], float(similarities[best])
+
+
+@contextmanager
+def running_server(
+    model: str, *, allow_reference: bool, screen: Console
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A server in a process of its own, serving, with its address; it is not left behind whatever happens."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="embedmux-demo-") as folder:
+        port_file, log = Path(folder) / "port", Path(folder) / "server.log"
+        command = [sys.executable, "-P", "-m", "embedmux.server.cli", "serve", "--model", model]
+        command += ["--address", "127.0.0.1:0", "--port-file", str(port_file)]
+        command += ["--allow-reference"] if allow_reference else []
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        try:
+            with screen.status(f"starting a server for {model} ..."):
+                while not (port_file.exists() and port_file.read_text().endswith("\n")):
+                    wait_a_step(process, log, started)
+                address = f"127.0.0.1:{port_file.read_text().strip()}"
+                with Client(address) as client:
+                    while not is_serving(client):
+                        wait_a_step(process, log, started)
+            screen.print(f"{model} is served at {address} after {time.monotonic() - started:.1f} s")
+            yield process, address
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def is_serving(client: Client) -> bool:
+    """Whether the server serves within a second."""
+    try:
+        client.wait_until_serving(timeout=1.0)
+    except DeadlineExceeded:
+        return False
+    return True
+
+
+def wait_a_step(process: subprocess.Popen[bytes], log: Path, started: float) -> None:
+    """Returns while the server may still come up; raises Unavailable with the end of its log when it will not."""
+    try:
+        process.wait(timeout=STEP_S)
+        reason = f"ended with exit code {process.returncode}"
+    except subprocess.TimeoutExpired:
+        if time.monotonic() - started < START_LIMIT_S:
+            return
+        reason = f"does not serve after {START_LIMIT_S:g} s"
+    last = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+    raise Unavailable(f"the server {reason}; the end of its log:\n{last}")
+
+
+def stop(process: subprocess.Popen[bytes], screen: Console) -> int:
+    """Ends the server as an operator would, and says how it went."""
+    started = time.monotonic()
+    process.terminate()
+    try:
+        process.wait(timeout=STOP_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"the server has not stopped {STOP_LIMIT_S:g} s after SIGTERM, so it was killed") from None
+    clean = "cleanly" if process.returncode == 0 else f"with exit code {process.returncode}"
+    screen.print(f"\nThe server stopped {clean} {time.monotonic() - started:.1f} s after SIGTERM.")
+    return 0 if process.returncode == 0 else 1
