@@ -59,6 +59,26 @@ class FakeEncoder:
             await self.arrived.wait_for(lambda: len(self.jobs) >= number)
 
 
+class Gate:
+    """An encoder's answer that waits until it is let through, and counts how many were cancelled instead."""
+
+    def __init__(self, encoder: FakeEncoder) -> None:
+        self.open = asyncio.Event()
+        self.num_cancelled = 0
+        self._answer = encoder.answer
+        encoder.respond = self
+
+    async def __call__(self, job: EmbedJob) -> EmbedResult:
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            for _ in range(50):  # dropping work takes its time, and the stream waits for it
+                await asyncio.sleep(0)
+            self.num_cancelled += 1
+            raise
+        return await self._answer(job)
+
+
 class FakeDesk:
     """Keeps what it is given."""
 
@@ -106,6 +126,11 @@ class Observer:
 @pytest.fixture
 async def encoder() -> FakeEncoder:
     return FakeEncoder()
+
+
+@pytest.fixture
+async def gate(encoder: FakeEncoder) -> Gate:
+    return Gate(encoder)
 
 
 @pytest.fixture

@@ -1,14 +1,10 @@
-"""EmbedStream: order, window, failures, cancel, drain."""
+"""EmbedStream: order, window, failures of single requests."""
 
 import asyncio
-import gc
-
-import grpc
-import pytest
 
 from embedmux.proto import embed_pb2
 from embedmux.server.errors import NotFound, Overloaded
-from embedmux.server.records import EmbedResult, Encoding, ServerState, Space
+from embedmux.server.records import EmbedResult, Encoding, Space
 
 TIMEOUT_S = 20  # of every stream, so that one that hangs fails
 
@@ -30,26 +26,6 @@ async def settle(running) -> None:
         await check(b"")
 
 
-class Gate:
-    """An encoder's answer that waits until it is let through, and counts how many were cancelled instead."""
-
-    def __init__(self, encoder) -> None:
-        self.open = asyncio.Event()
-        self.num_cancelled = 0
-        self._answer = encoder.answer
-        encoder.respond = self
-
-    async def __call__(self, job):
-        try:
-            await self.open.wait()
-        except asyncio.CancelledError:
-            for _ in range(50):  # dropping work takes its time, and the stream waits for it
-                await asyncio.sleep(0)
-            self.num_cancelled += 1
-            raise
-        return await self._answer(job)
-
-
 async def test_answers_come_in_the_order_of_the_requests(running, encoder):
     answer, second_is_done = encoder.answer, asyncio.Event()
 
@@ -69,9 +45,8 @@ async def test_an_empty_stream_ends_well(running):
     assert [reply async for reply in running.embedder.EmbedStream(iter([]), timeout=TIMEOUT_S)] == []
 
 
-async def test_reading_stops_when_the_window_is_full_of_requests(serve, encoder):
+async def test_reading_stops_when_the_window_is_full_of_requests(serve, encoder, gate):
     running = await serve(stream={"max_stream_requests": 3})
-    gate = Gate(encoder)
     call = running.embedder.EmbedStream(map(request, range(20)), timeout=TIMEOUT_S)
     await encoder.has_jobs(3)
     await settle(running)
@@ -80,9 +55,8 @@ async def test_reading_stops_when_the_window_is_full_of_requests(serve, encoder)
     assert [int(reply.request_id) async for reply in call] == list(range(20))
 
 
-async def test_reading_stops_when_the_window_is_full_of_texts(serve, encoder):
+async def test_reading_stops_when_the_window_is_full_of_texts(serve, encoder, gate):
     running = await serve(stream={"max_stream_texts": 4})
-    gate = Gate(encoder)
     sizes = [2, 2, 1, 9, 1]
     call = running.embedder.EmbedStream(
         (request(at, num_texts) for at, num_texts in enumerate(sizes)), timeout=TIMEOUT_S
@@ -105,8 +79,8 @@ async def test_a_slow_reader_keeps_the_server_from_computing_ahead(running, enco
     sending = asyncio.create_task(send(call, map(request, range(60))))
     await encoder.has_jobs(8)
     await settle(running)
-    # The window of 8, and what the two ends of the connection buffer.
-    assert len(encoder.jobs) <= 16
+    # The window of 8, and the few MiB that the two ends of the connection buffer.
+    assert len(encoder.jobs) < 30
     assert [int(reply.request_id) async for reply in call] == list(range(60))
     await sending
 
@@ -157,102 +131,3 @@ async def test_work_that_something_dropped_fails_its_request_only(running, encod
     encoder.respond = respond
     call = running.embedder.EmbedStream(iter([request(0), request(1, 2), request(2)]), timeout=TIMEOUT_S)
     assert [reply.failure.code async for reply in call] == [0, 13, 0]
-
-
-def tasks_of_streams() -> list[asyncio.Task]:
-    return [task for task in asyncio.all_tasks() if "AnswerStream" in repr(task.get_coro())]
-
-
-@pytest.fixture
-async def complaints():
-    """What asyncio reports when a task or its exception is lost."""
-    heard: list[dict] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context))
-    yield heard
-    gc.collect()
-    await asyncio.sleep(0)
-    assert heard == []
-
-
-async def test_a_cancelled_stream_cancels_all_its_work(running, encoder, complaints):
-    gate = Gate(encoder)
-    call = running.embedder.EmbedStream(timeout=TIMEOUT_S)
-    for number in range(5):
-        await call.write(request(number))
-    await encoder.has_jobs(5)
-    assert len(tasks_of_streams()) == 6
-    call.cancel()
-    assert await running.observer.ended() == ("Embedder/EmbedStream", "CANCELLED")
-    assert gate.num_cancelled == 5
-    assert tasks_of_streams() == []
-
-
-async def test_a_client_that_is_killed_leaves_no_work_behind(running, encoder, complaints):
-    connections: list[asyncio.StreamWriter] = []
-
-    async def pump(reader, writer):
-        while data := await reader.read(1 << 16):
-            writer.write(data)
-
-    async def relay(reader, writer):
-        host, port = running.address.split(":")
-        far_reader, far_writer = await asyncio.open_connection(host, port)
-        connections.extend((writer, far_writer))
-        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer), return_exceptions=True)
-
-    gate = Gate(encoder)
-    async with await asyncio.start_server(relay, "127.0.0.1", 0) as proxy:
-        port = proxy.sockets[0].getsockname()[1]
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = channel.stream_stream("/embedmux.v1.Embedder/EmbedStream")()
-            for number in range(3):
-                await call.write(request(number).SerializeToString())
-            await encoder.has_jobs(3)
-            for connection in connections:
-                connection.transport.abort()
-            assert await running.observer.ended() == ("Embedder/EmbedStream", "CANCELLED")
-            assert gate.num_cancelled == 3
-            assert tasks_of_streams() == []
-            assert await call.code() is grpc.StatusCode.UNAVAILABLE
-
-
-async def test_a_stream_whose_answers_nobody_reads_can_be_cancelled(running, encoder, complaints):
-    async def respond(job):
-        return EmbedResult(bytes(1 << 20), Encoding.UINT8, 1 << 20, [1], [1], [Space("s")], {})
-
-    encoder.respond = respond
-    call = running.embedder.EmbedStream(timeout=TIMEOUT_S)
-    for number in range(12):
-        await call.write(request(number))
-    await encoder.has_jobs(8)
-    call.cancel()
-    assert await running.observer.ended() == ("Embedder/EmbedStream", "CANCELLED")
-    assert tasks_of_streams() == []
-
-
-async def test_a_draining_server_answers_what_it_has_read_and_ends_the_stream(running, encoder):
-    gate = Gate(encoder)
-    call = running.embedder.EmbedStream(timeout=TIMEOUT_S)
-    for number in range(4):
-        await call.write(request(number))
-    await encoder.has_jobs(4)
-    running.lifecycle.set(ServerState.DRAINING)
-    gate.open.set()
-    assert [(await call.read()).request_id for _ in range(4)] == ["0", "1", "2", "3"]
-    assert await call.code() is grpc.StatusCode.UNAVAILABLE
-    assert await call.details() == (
-        "the server is draining; the first 4 requests of this stream were answered, send the others on a new connection"
-    )
-    assert tasks_of_streams() == []
-
-
-async def test_a_server_that_stops_waits_for_the_answers_but_not_for_idle_streams(running, encoder):
-    gate = Gate(encoder)
-    idle, busy = running.embedder.EmbedStream(timeout=TIMEOUT_S), running.embedder.EmbedStream(timeout=TIMEOUT_S)
-    await busy.write(request(1))
-    await encoder.has_jobs(1)
-    stopping = asyncio.create_task(running.server.stop(grace_s=30))
-    assert await idle.code() is grpc.StatusCode.UNAVAILABLE
-    gate.open.set()
-    assert (await busy.read()).request_id == "1"
-    await asyncio.wait_for(stopping, 10)
