@@ -1,6 +1,6 @@
 """adapter_config.json as PEFT 0.21 reads it: which modules an adapter updates, with which rank and scale.
 
-Whatever would change a vector in a way the low-rank kernel does not compute is refused by name.
+Whatever would change a vector in a way the low-rank kernel does not compute is refused by supported.py.
 """
 
 from __future__ import annotations
@@ -11,42 +11,8 @@ from dataclasses import dataclass
 
 from embedmux.server.adapters.files import reject, shown
 from embedmux.server.adapters.patterns import Pattern
+from embedmux.server.adapters.supported import refuse_unsupported
 
-# They describe the training run or the base model and change no vector (ensure_weight_tying acts only on modules that
-# are refused below, qalora_group_size only with use_qalora, velora_config only on the backward pass).
-# fmt: off
-INFORMATION = frozenset((
-    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
-    "lora_dropout", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision", "task_type",
-    "velora_config",
-))
-# Their values are read below. PEFT ignores fan_in_fan_out for torch.nn.Linear, and A and B never depend on it.
-READ = frozenset((
-    "alpha_pattern", "bias", "exclude_modules", "fan_in_fan_out", "init_lora_weights", "layers_pattern",
-    "layers_to_transform", "lora_alpha", "peft_type", "r", "rank_pattern", "target_modules", "use_rslora",
-))
-# fmt: on
-# An empty list switches these on in PEFT; only null is off.
-REFUSED_UNLESS_NULL = {
-    "alora_invocation_tokens": "activated LoRA applies only after an invocation sequence",
-    "trainable_token_indices": "it replaces rows of the token embedding",
-}
-REFUSED = {
-    "arrow_config": "arrow routes between adapters inside the model",
-    "kasa_config": "KaSA truncates the base weights",
-    "layer_replication": "it builds a model with other layers",
-    "loftq_config": "the base model was quantised for it",
-    "lora_bias": "B carries a bias, which the low-rank kernel does not add",
-    "megatron_config": "megatron layers are not served",
-    "modules_to_save": "it replaces whole modules of the base model",
-    "monteclora_config": "MonteCLoRA samples its weights",
-    "target_parameters": "only linear modules can be updated, not bare parameters",
-    "use_bdlora": "block-diagonal LoRA stores its factors differently",
-    "use_dora": "DoRA rescales the base weights",
-    "use_qalora": "it pools the inputs of a quantised base model",
-}
-# These start from the base weights as they are; every other kind changes the base weights when PEFT loads it.
-SAFE_INITIALISATIONS = ("gaussian", "eva", "orthogonal", "mica")
 ALL_LINEAR = "all-linear"
 MAX_PATTERNS = 1024  # each is tried on each module
 
@@ -101,7 +67,7 @@ def _covers(wanted: Pattern | frozenset[str], module: str) -> bool:
 
 def parse(config: dict[str, object], owner: str) -> PeftConfig:
     """The parsed config, or a refusal that names the key, its value and the reason."""
-    _refuse_unsupported(config, owner)
+    refuse_unsupported(config, owner)
     targets = _modules(config, "target_modules", owner)
     if targets is None:
         reject(
@@ -118,7 +84,7 @@ def parse(config: dict[str, object], owner: str) -> PeftConfig:
     return PeftConfig(
         rank=_rank(config.get("r", 8), "r", owner),
         alpha=_alpha(config.get("lora_alpha", 8), "lora_alpha", owner),
-        is_rank_stabilized=_flag(config, "use_rslora", owner),
+        is_rank_stabilized=bool(config.get("use_rslora")),
         ranks=tuple(
             (_module_pattern(key, "rank_pattern", owner), _rank(value, f"rank_pattern[{shown(key)}]", owner))
             for key, value in _mapping(config, "rank_pattern", owner).items()
@@ -132,39 +98,6 @@ def parse(config: dict[str, object], owner: str) -> PeftConfig:
         layers=layers,
         layers_patterns=patterns,
     )
-
-
-def _refuse_unsupported(config: dict[str, object], owner: str) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        reject(owner, f"peft_type is {shown(kind)}; only 'LORA' is served")
-    for key, value in config.items():
-        if key in REFUSED_UNLESS_NULL and value is not None:
-            reject(owner, f"{key} is {shown(value)}: {REFUSED_UNLESS_NULL[key]}; retrain without it")
-        if value and key in REFUSED:
-            reject(owner, f"{key} is {shown(value)}: {REFUSED[key]}; merge the adapter or retrain without it")
-        if value and key not in INFORMATION | READ | REFUSED.keys() | REFUSED_UNLESS_NULL.keys():
-            reject(
-                owner,
-                f"the config key {shown(key)} with value {shown(value)} is not known, so its effect cannot be kept",
-            )
-    if config.get("bias", "none") != "none":
-        reject(owner, f"bias is {shown(config['bias'])}: it replaces biases of the base model; only 'none' is served")
-    _flag(config, "fan_in_fan_out", owner)
-    start = config.get("init_lora_weights", True)
-    if not isinstance(start, bool) and not (isinstance(start, str) and start.lower() in SAFE_INITIALISATIONS):
-        reject(
-            owner,
-            f"init_lora_weights is {shown(start)}: loading it changes the base weights; convert it with "
-            "save_pretrained(path_initial_model_for_weight_conversion=...)",
-        )
-
-
-def _flag(config: dict[str, object], key: str, owner: str) -> bool:
-    value = config.get(key)
-    if value is not None and not isinstance(value, bool):
-        reject(owner, f"{key} is {shown(value)}, not true or false")
-    return bool(value)
 
 
 def _rank(value: object, key: str, owner: str) -> int:

@@ -15,6 +15,7 @@ LINEARS = (
     FusedLinear("layer.0.qkv", (("query", 8), ("key", 6), ("value", 5)), 12),
     FusedLinear("layer.0.output", (("output", 12),), 19),
 )
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SHAPES = {target: (linear.in_features, width) for linear in LINEARS for target, width in linear.slices}
 
 
@@ -29,19 +30,22 @@ def make_adapter(name: str, ranks: dict[str, int], *, seed: int = 0, scale: floa
     return Adapter(name, f"digest-{name}", "", None, {}, targets, {}, max(ranks.values()), 0)
 
 
-def make_arena(*, max_slots: int = 4, max_bytes: int = 1 << 14, dtype: torch.dtype = torch.float32) -> AdapterArena:
-    return AdapterArena(LINEARS, max_slots=max_slots, max_bytes=max_bytes, dtype=dtype, device="cpu")
+def make_arena(
+    *, max_slots: int = 4, max_bytes: int = 1 << 14, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> AdapterArena:
+    return AdapterArena(LINEARS, max_slots=max_slots, max_bytes=max_bytes, dtype=dtype, device=device)
 
 
 def stored(arena: AdapterArena, slot: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Factors by target as a kernel finds them: A [rank, in], B transposed [rank, width]."""
     found = {}
+    data = arena.data.cpu()
     for linear in LINEARS:
         for (target, width), row in zip(linear.slices, arena.tables[linear.name][slot].tolist(), strict=True):
             a, b, rank = row
             if rank:
                 a_end, b_end = a + rank * linear.in_features, b + rank * width
-                found[target] = (arena.data[a:a_end].view(rank, -1), arena.data[b:b_end].view(rank, width))
+                found[target] = (data[a:a_end].view(rank, -1), data[b:b_end].view(rank, width))
     return found
 
 
@@ -53,9 +57,10 @@ def assert_holds(arena: AdapterArena, slot: int, adapter: Adapter) -> None:
         assert torch.equal(found[target][1], (update.b * update.scale).T.to(arena.dtype))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_factors_are_stored_with_the_scale_folded_in_before_the_cast(dtype: torch.dtype) -> None:
-    arena = make_arena(dtype=dtype)
+def test_factors_are_stored_with_the_scale_folded_in_before_the_cast(dtype: torch.dtype, device: str) -> None:
+    arena = make_arena(dtype=dtype, device=device)
     adapter = make_adapter("legal", {"query": 3, "value": 1, "output": 7})
     assert_holds(arena, arena.place(adapter), adapter)
 
@@ -76,10 +81,11 @@ def test_factors_start_on_cache_lines(dtype: torch.dtype) -> None:
     assert not (offsets * dtype.itemsize % 64).any()
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=120, deadline=None)
 @given(data=st.data())
-def test_placing_and_evicting_never_disturbs_another_adapter(data: st.DataObject) -> None:
-    arena = make_arena(max_slots=5, max_bytes=6000)
+def test_placing_and_evicting_never_disturbs_another_adapter(device: str, data: st.DataObject) -> None:
+    arena = make_arena(max_slots=5, max_bytes=6000, device=device)
     placed: dict[int, Adapter] = {}
     for step, is_eviction in enumerate(data.draw(st.lists(st.booleans(), max_size=25))):
         if placed and is_eviction:

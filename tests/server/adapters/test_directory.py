@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedmux.server.adapters import peft_config
+from embedmux.server.adapters import peft_config, supported
 from embedmux.server.adapters.directory import read_adapter, read_calibrations
 from embedmux.server.errors import AdapterRejected
 from embedmux.server.records import Adapter
@@ -129,6 +129,22 @@ def test_a_bfloat16_adapter_is_read_exactly(tmp_path: Path) -> None:
     a = stored["base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"]
     assert a.dtype == torch.bfloat16
     assert torch.equal(adapter.targets["encoder.layer.0.attention.self.query"].a, a.float())
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "Gaussian", "eva", "orthogonal", "mica"])
+def test_initialisations_that_leave_the_base_weights_alone_are_served(start: object) -> None:
+    config = {
+        "peft_type": "LORA",
+        "target_modules": "all-linear",
+        "init_lora_weights": start,
+        "eva_config": {"rho": 2.0},
+    }
+    assert peft_config.parse(config, "adapter 'legal'").selects("anything")
+
+
+def test_every_setting_of_the_installed_peft_is_known() -> None:
+    settled = supported.INFORMATION | supported.READ | supported.REFUSED.keys()
+    assert peft.LoraConfig().to_dict().keys() <= settled | supported.REFUSED_UNLESS_NULL.keys()
 
 
 MODULES = st.sampled_from(
