@@ -12,7 +12,7 @@ INFORMATION = frozenset((
     "lora_dropout", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision", "task_type",
     "velora_config",
 ))
-# Their values are read by peft_config.py. PEFT ignores fan_in_fan_out for torch.nn.Linear, and A and B never depend on it.
+# Read by peft_config.py. PEFT ignores fan_in_fan_out for torch.nn.Linear, and A and B never depend on it.
 READ = frozenset((
     "alpha_pattern", "bias", "exclude_modules", "fan_in_fan_out", "init_lora_weights", "layers_pattern",
     "layers_to_transform", "lora_alpha", "peft_type", "r", "rank_pattern", "target_modules", "use_rslora",
