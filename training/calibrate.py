@@ -13,7 +13,7 @@ from embedmux.training.evaluate import Embed, Vectors, unit
 from embedmux.training.split import Dataset
 
 SIZES = (1024, 768, 512, 256, 128, 64)  # below the model's own size, which always comes first
-NUM_TEXTS = 4000
+NUM_TEXTS = 3000
 FILE_NAME = "calibration.safetensors"
 
 

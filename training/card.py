@@ -7,8 +7,9 @@ import numpy as np
 
 from embedmux.training.backbone import PUBLIC_NAMES, public_name
 from embedmux.training.datasets import describe
+from embedmux.training.lora import TARGETS
 from embedmux.training.report import Gain
-from embedmux.training.train import TARGETS, TrainedAdapter
+from embedmux.training.train import TrainedAdapter
 
 LOSSES = {
     "retrieval": "InfoNCE over in-batch negatives and one mined hard negative per query (temperature 0.05)",

@@ -1,4 +1,4 @@
-"""`embedmux train`: from a data folder to an adapter folder that the server loads."""
+"""`embedmux train` and `embedmux calibrate`: from a data folder to the files that the server loads."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,14 +7,15 @@ import torch
 from cyclopts import Parameter
 from rich.console import Console
 
-from embedmux.training.backbone import embedder
+from embedmux.training.backbone import embedder, load_backbone
 from embedmux.training.calibrate import calibrate, calibration_texts, write_calibration
 from embedmux.training.card import write_card
 from embedmux.training.config import RECIPES, TrainingConfig
+from embedmux.training.datasets import KIND_OF_TASK, DatasetError, list_datasets
 from embedmux.training.folder import round_weights, write_adapter
 from embedmux.training.report import measure_gains
 from embedmux.training.split import load_splits
-from embedmux.training.train import TrainedAdapter, train
+from embedmux.training.train import TrainedAdapter, half_precision, train
 
 
 def train_command(
@@ -128,7 +129,37 @@ def write_all(trained: TrainedAdapter, out: Path) -> None:
     config = trained.config
     splits = load_splits(config.task, config.data, without=config.without)
     texts = calibration_texts([split.train for split in splits], seed=config.seed)
-    write_calibration(calibrate(texts, embedder(trained.encoder, config.prompts), task=config.task), out)
+    with half_precision():
+        ranges = calibrate(texts, embedder(trained.encoder, config.prompts), task=config.task)
+    write_calibration(ranges, out)
+
+
+def calibrate_command(*, data: Path, out: Path, model: str = "minilm", seed: int = 42) -> None:
+    """Measure the ranges that int8 and uint8 vectors of a bare model need, on the training texts of all tasks.
+
+    ``embedmux calibrate --data DATA --out DIR`` writes DIR/calibration.safetensors. An adapter gets its own ranges
+    when it is trained.
+
+    Parameters
+    ----------
+    data
+        The folder that holds the dataset folders, as for ``embedmux train``.
+    out
+        Where calibration.safetensors goes.
+    model
+        A packaged model (minilm), a local directory or a hub id.
+    seed
+        Chooses the texts.
+    """
+    tasks = [task for task in KIND_OF_TASK if list_datasets(data, task=task, part="train")]
+    if not tasks:
+        raise DatasetError(f"data folder {str(data)!r} holds no dataset with a train part; see embedmux train --help")
+    texts = calibration_texts([split.train for task in tasks for split in load_splits(task, data)], seed=seed)
+    out.mkdir(parents=True, exist_ok=True)
+    with half_precision():
+        ranges = calibrate(texts, embedder(load_backbone(model), {}), task=None)
+    path = write_calibration(ranges, out)
+    Console(stderr=True).print(f"wrote {path}: ranges of {len(texts)} texts for {', '.join(ranges)} dimensions")
 
 
 def _prompts(default: dict[str, str], *, query: str | None, document: str | None) -> dict[str, str]:

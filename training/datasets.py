@@ -62,6 +62,18 @@ class LabelledSet:
 
 
 def find_datasets(data: Path, *, task: str, part: Part) -> list[Path]:
+    """Like `list_datasets`, but never empty: raises DatasetError that says what is missing."""
+    found = list_datasets(data, task=task, part=part)
+    if not found:
+        kind, number = KIND_OF_TASK[task], len(list(data.glob("*/dataset.json")))
+        raise DatasetError(
+            f"data folder {str(data)!r} holds {number} datasets, none of kind {kind!r} with a {part} part; "
+            f'put each dataset into its own folder with a dataset.json {{"name": …, "kind": {kind!r}}}'
+        )
+    return found
+
+
+def list_datasets(data: Path, *, task: str, part: Part) -> list[Path]:
     """The folders under `data` that hold datasets for this task with files for this part, sorted by name."""
     kind = KIND_OF_TASK.get(task)
     if kind is None:
@@ -69,13 +81,7 @@ def find_datasets(data: Path, *, task: str, part: Part) -> list[Path]:
     if not data.is_dir():
         raise DatasetError(f"data folder {str(data)!r} does not exist; give the folder that holds the dataset folders")
     folders = [path.parent for path in sorted(data.glob("*/dataset.json"))]
-    found = [folder for folder in folders if describe(folder)["kind"] == kind and _has_part(folder, kind, part)]
-    if not found:
-        raise DatasetError(
-            f"data folder {str(data)!r} holds {len(folders)} datasets, none of kind {kind!r} with a {part} part; "
-            f'put each dataset into its own folder with a dataset.json {{"name": …, "kind": {kind!r}}}'
-        )
-    return found
+    return [folder for folder in folders if describe(folder)["kind"] == kind and _has_part(folder, kind, part)]
 
 
 def describe(folder: Path) -> dict[str, Any]:

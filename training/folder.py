@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from embedmux.training.backbone import public_name
-from embedmux.training.train import TrainedAdapter, trainable
+from embedmux.training.lora import trainable
+from embedmux.training.train import TrainedAdapter
 
 WEIGHTS = "adapter_model.safetensors"
 

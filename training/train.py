@@ -6,12 +6,11 @@ the run. Order of the journey: load_splits -> mine_split -> add_adapter -> _run 
 """
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sentence_transformers import SentenceTransformer
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from embedmux.training.backbone import embedder, load_backbone
 from embedmux.training.config import TrainingConfig
 from embedmux.training.examples import ExampleBatch, batches
+from embedmux.training.lora import add_adapter, copy_weights, trainable
 from embedmux.training.losses import task_loss
 from embedmux.training.negatives import Mined, mine_split
 from embedmux.training.split import Split, load_splits
@@ -29,18 +29,6 @@ WARMUP_SHARE = 0.1
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT_NORM = 1.0
 CHUNK_SIZE = 64  # texts in one pass
-
-_BERT_LINEARS = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
-_LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# Every linear layer inside the encoder's blocks; poolers and heads stay as they are.
-TARGETS = {
-    "bert": _BERT_LINEARS,
-    "roberta": _BERT_LINEARS,
-    "xlm-roberta": _BERT_LINEARS,
-    "modernbert": ("Wqkv", "Wo", "Wi"),
-    "eurobert": _LLAMA_LINEARS,
-    "qwen3": _LLAMA_LINEARS,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +78,7 @@ def train(config: TrainingConfig, *, console: Console | None = None) -> TrainedA
     checks = _run(config, encoder, weights, splits, mined, console=console, deadline=deadline)
     encoder = load_backbone(config.model)
     adapter = add_adapter(encoder, rank=config.rank, alpha=config.alpha)
-    _copy_weights(weights, trainable(adapter))
+    copy_weights(weights, trainable(adapter))
     return TrainedAdapter(
         config=config,
         encoder=encoder,
@@ -99,33 +87,6 @@ def train(config: TrainingConfig, *, console: Console | None = None) -> TrainedA
         minutes=(time.monotonic() - started) / 60,
         datasets=tuple(split.train.name for split in splits),
     )
-
-
-def add_adapter(encoder: SentenceTransformer, *, rank: int, alpha: float) -> PeftModel:
-    """Put a fresh LoRA pair (B = 0, so no change yet) beside every linear layer of the frozen encoder, in place."""
-    backbone = encoder[0].auto_model
-    architecture = backbone.config.model_type
-    if architecture not in TARGETS:
-        raise ValueError(
-            f"model type {architecture!r} has no list of layers to adapt; the known ones are {', '.join(TARGETS)}"
-        )
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
-        target_modules=list(TARGETS[architecture]),
-        bias="none",
-        task_type=TaskType.FEATURE_EXTRACTION,
-    )
-    with warnings.catch_warnings():
-        # peft asks transformers a question under a name that transformers is about to rename.
-        warnings.simplefilter("ignore", FutureWarning)
-        adapter = get_peft_model(backbone, config)
-    return adapter.eval()
-
-
-def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """The weights that training changes, in the order of the model's parameters."""
-    return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 def _make_fast(encoder: SentenceTransformer) -> None:
@@ -188,14 +149,8 @@ def _run(
                 best, kept = checks[-1], [weight.detach().clone() for weight in weights]
             if late or step - best.step >= config.patience * config.check_every:
                 break
-    _copy_weights(kept, weights)
+    copy_weights(kept, weights)
     return checks
-
-
-def _copy_weights(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for old, new in zip(target, source, strict=True):
-            old.copy_(new)
 
 
 def embed_columns(encoder: SentenceTransformer, batch: ExampleBatch, prompts: dict[str, str]) -> list[Tensor]:

@@ -15,6 +15,7 @@ MAX_QUERIES = 100
 NEGATIVES_PER_QUERY = 4
 MAX_TEXTS = 600
 NUM_DRAWS = 2
+CLUSTERINGS = 5
 
 
 def held_back_score(task: str, splits: Sequence[Split], embed: Embed) -> float:
@@ -52,7 +53,7 @@ def _score(task: str, split: Split, embed: Embed) -> float:
     if not isinstance(held, LabelledSet):
         assert_never(held)
     if task == "clustering":
-        return float(np.mean(v_measures(held, embed, num_draws=NUM_DRAWS)))
+        return float(np.mean(v_measures(held, embed, num_draws=CLUSTERINGS, draw_size=len(held.texts))))
     if not isinstance(split.train, LabelledSet):
         raise TypeError(f"dataset {held.name!r} has labels held back but none to train on")
     return float(np.mean(few_shot_accuracy(split.train, held, embed, num_draws=NUM_DRAWS)))

@@ -66,13 +66,18 @@ def test_v_measure_is_one_for_clean_clusters() -> None:
 
 @pytest.mark.parametrize(
     ("task", "name"),
-    [("retrieval", "books"), ("text-matching", "likes"), ("classification", "shops"), ("clustering", "themes")],
+    [("retrieval", "books"), ("text-matching", "likes"), ("classification", "shops")],
 )
 def test_every_task_gives_one_score_per_dataset(task: str, name: str, data: Path) -> None:
     (score,) = evaluate(task, data, by_words, datasets=[name])
     assert (score.task, score.dataset) == (task, name)
     assert score.value == pytest.approx(np.mean(score.samples))
     assert -100 <= score.value <= 100
+
+
+def test_an_unknown_task_is_named(data: Path) -> None:
+    with pytest.raises(ValueError, match="task 'summaries' has no protocol"):
+        evaluate("summaries", data, by_words, datasets=["books"])
 
 
 def test_the_interval_covers_the_gain_and_refuses_other_queries() -> None:

@@ -14,11 +14,12 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
 from embedmux.training.calibrate import calibrate, calibration_texts
-from embedmux.training.command import train_command, write_all
+from embedmux.training.command import calibrate_command, train_command, write_all
 from embedmux.training.config import RECIPES, TrainingConfig
 from embedmux.training.evaluate import unit
+from embedmux.training.lora import trainable
 from embedmux.training.split import load_splits
-from embedmux.training.train import TrainedAdapter, train, trainable
+from embedmux.training.train import TrainedAdapter, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -126,6 +127,13 @@ def test_the_command_writes_a_card_with_scores(tiny_model: Path, data: Path, tmp
     assert "| shops |" in card and "| mean |" in card
     assert "rank 2, alpha 4" in card
     assert str(tiny_model.parent) not in card
+
+
+def test_the_bare_model_gets_ranges_from_the_texts_of_every_task(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    calibrate_command(data=data, out=tmp_path / "base", model=str(tiny_model))
+    ranges = load_file(tmp_path / "base" / "calibration.safetensors")
+    assert ranges["32"].shape == (2, 32) and ranges["32"].dtype == torch.float32
+    assert bool((ranges["32"][0] < ranges["32"][1]).all())
 
 
 @pytest.mark.parametrize(
