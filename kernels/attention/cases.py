@@ -1,0 +1,89 @@
+"""Shapes of attention that tests and benchmarks walk: odd lengths, grouped heads, windows, views of one projection."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+Arguments = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, bool, int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """lengths holds the tokens of each sequence; fused makes q, k and v views of one [T, (Hq + 2 Hkv) D] matrix."""
+
+    name: str
+    dtype: torch.dtype
+    lengths: tuple[int, ...]
+    heads: int
+    key_heads: int
+    depth: int
+    causal: bool = False
+    window: int = -1
+    fused: bool = True
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of both products, as if nothing were masked."""
+        return sum(4 * length * length * self.heads * self.depth for length in self.lengths)
+
+
+def make_inputs(case: Case, seed: int) -> Arguments:
+    """Fresh normal q, k and v; scores then have a variance near one."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, widths = sum(case.lengths), [heads * case.depth for heads in (case.heads, case.key_heads, case.key_heads)]
+    if case.fused:
+        projection = torch.randn(rows, sum(widths), generator=generator).to(case.dtype)
+        q, k, v = (part.unflatten(1, (-1, case.depth)) for part in projection.split(widths, 1))
+    else:
+        q, k, v = (torch.randn(rows, w // case.depth, case.depth, generator=generator).to(case.dtype) for w in widths)
+    offsets = torch.tensor([0, *accumulate(case.lengths)], dtype=torch.int32)
+    return q, k, v, offsets, case.causal, case.window, case.depth**-0.5
+
+
+def tolerance(case: Case) -> tuple[float, float]:
+    """(rtol, atol) against float64."""
+    if case.dtype == torch.bfloat16:
+        # The result is rounded once (2^-9 of it); each weight is rounded to bfloat16 too, and these errors, up to
+        # 2^-9 of a weight times a normal value of v, add up to at most a few 2^-9 where the row sees few keys.
+        return 4.1e-3, 8e-3
+    # exp2 is good to 2e-7, sums of up to a thousand terms in float32 to about 1e-6 of values near one.
+    return 2e-6, 3e-6
+
+
+_SHAPES: tuple[tuple[str, tuple[int, ...], int, int, int, bool, int, bool], ...] = (
+    ("one_token", (1,), 12, 12, 32, False, -1, True),
+    ("short", (5, 1, 20, 16, 17), 12, 12, 32, False, -1, True),
+    ("odd", (63, 100, 1, 31, 33), 3, 3, 32, False, -1, True),
+    ("empty_sequence", (0, 7, 0, 0, 9, 0), 2, 2, 32, False, -1, False),
+    ("two_blocks", (257, 256, 255), 2, 2, 32, False, -1, True),
+    ("long", (1000,), 1, 1, 64, False, -1, True),
+    ("grouped", (63, 100, 300), 8, 2, 64, False, -1, True),
+    ("one_key_head", (33, 290), 17, 1, 16, True, -1, False),
+    ("causal", (1, 63, 100, 520), 4, 2, 128, True, -1, True),
+    ("window", (1, 63, 100, 700), 2, 2, 64, False, 64, True),
+    ("window_zero", (1, 40), 2, 2, 32, False, 0, True),
+    ("causal_window", (300, 1, 513), 4, 1, 32, True, 100, True),
+    ("depth_24", (63, 100), 2, 2, 24, False, -1, False),
+    ("depth_40", (37, 290), 2, 1, 40, False, 5, True),
+    ("depth_80", (100, 31), 2, 2, 80, True, -1, True),
+    ("depth_256", (63, 270), 2, 1, 256, False, -1, True),
+)
+CASES: tuple[Case, ...] = tuple(
+    Case(f"{name}_{str(dtype).removeprefix('torch.')}", dtype, *shape)
+    for dtype in (torch.float32, torch.bfloat16)
+    for name, *shape in _SHAPES
+)  # fmt: skip
+
+# Heads of a small encoder over a batch of queries, of passages, of mixed and of long texts; then a grouped decoder.
+BENCHMARK_CASES: tuple[Case, ...] = tuple(
+    Case(f"{name}_{str(dtype).removeprefix('torch.')}", dtype, lengths, heads, key_heads, depth, causal)
+    for dtype in (torch.float32, torch.bfloat16)
+    for name, lengths, heads, key_heads, depth, causal in (
+        ("queries_T512", (8, 12, 16, 20, 8) * 8, 12, 12, 32, False),
+        ("passages_T2048", (112,) * 18 + (32,), 12, 12, 32, False),
+        ("mixed_T2048", (5, 256, 12, 112, 30, 200, 9, 64, 180, 156) * 2, 12, 12, 32, False),
+        ("long_T8192", (8192,), 12, 12, 32, False),
+        ("decoder_T2048", (128,) * 16, 16, 8, 128, True),
+    )
+)

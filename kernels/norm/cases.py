@@ -1,0 +1,66 @@
+"""Shapes of add_layer_norm that tests and benchmarks walk."""
+
+from dataclasses import dataclass
+
+import torch
+
+Arguments = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """offset is added to every value of x: rows far from zero are where a one-pass variance would fail."""
+
+    name: str
+    dtype: torch.dtype
+    rows: int
+    width: int
+    residual: bool = True
+    weight_dtype: torch.dtype = torch.float32
+    offset: float = 0.0
+
+    @property
+    def bytes(self) -> int:
+        """Read and written once."""
+        return self.rows * self.width * self.dtype.itemsize * (3 if self.residual else 2)
+
+
+def make_inputs(case: Case, seed: int) -> Arguments:
+    """Fresh normal arguments."""
+    generator = torch.Generator().manual_seed(seed)
+    x, residual = (torch.randn(case.rows, case.width, generator=generator).to(case.dtype) for _ in range(2))
+    weight, bias = (torch.randn(case.width, generator=generator).to(case.weight_dtype) for _ in range(2))
+    return x + case.offset, residual if case.residual else None, weight, bias, 1e-5
+
+
+def tolerance(case: Case) -> tuple[float, float]:
+    """(rtol, atol) against float64."""
+    if case.dtype == torch.bfloat16:
+        # One rounding at the end, 2^-9 of the result; it can be a small difference of larger float32 terms.
+        return 4.1e-3, 1e-5
+    # float32 holds x to 6e-8 of its size, and a row near `offset` keeps that error when it is centred.
+    return 2e-6, 4e-6 + 4e-7 * abs(case.offset)
+
+
+_SHAPES: tuple[tuple[str, int, int, bool, torch.dtype, float], ...] = (
+    ("one_value", 1, 1, True, torch.float32, 0.0),
+    ("odd", 63, 100, True, torch.float32, 0.0),
+    ("no_residual", 100, 63, False, torch.float32, 0.0),
+    ("no_rows", 0, 16, True, torch.float32, 0.0),
+    ("small_encoder", 257, 384, True, torch.float32, 0.0),
+    ("wide", 33, 1027, True, torch.float32, 0.0),
+    ("far_from_zero", 20, 384, True, torch.float32, 100.0),
+)
+CASES: tuple[Case, ...] = (
+    *(
+        Case(f"{name}_{str(dtype).removeprefix('torch.')}", dtype, *shape)
+        for dtype in (torch.float32, torch.bfloat16)
+        for name, *shape in _SHAPES
+    ),
+    Case("bfloat16_weights", torch.bfloat16, 40, 384, weight_dtype=torch.bfloat16),
+)
+BENCHMARK_CASES: tuple[Case, ...] = tuple(
+    Case(f"T{rows}_H{width}_{str(dtype).removeprefix('torch.')}", dtype, rows, width)
+    for dtype in (torch.float32, torch.bfloat16)
+    for rows, width in ((512, 384), (2048, 384), (2048, 1024))
+)

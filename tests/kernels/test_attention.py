@@ -1,0 +1,124 @@
+"""What only attention promises: sequences do not touch, masks cut, memory stays bounded, odd arguments are refused."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from embedmux.kernels import ops
+from embedmux.kernels.attention import cases
+
+COMPILED = pytest.mark.skipif(not ops.HAS_EXTENSION, reason="the references leave their sums to torch")
+LENGTHS = (63, 1, 300, 100, 17, 256)
+
+
+def arguments(dtype: torch.dtype, lengths: tuple[int, ...], **fields: Any) -> cases.Arguments:
+    case = cases.Case("test", dtype, lengths, **{"heads": 4, "key_heads": 2, "depth": 32, **fields})
+    return cases.make_inputs(case, seed=7)
+
+
+def offsets_of(lengths: tuple[int, ...]) -> torch.Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).int()
+
+
+@COMPILED
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize(("causal", "window"), ((False, -1), (True, -1), (False, 40)))
+def test_sequence_has_the_same_bits_alone_and_in_any_packing(
+    isa: str, dtype: torch.dtype, causal: bool, window: int
+) -> None:
+    q, k, v, offsets, *_, scale = arguments(dtype, LENGTHS)
+    packed = ops.attention(q, k, v, offsets, causal, window, scale).split(LENGTHS)
+    pieces = [[x.split(LENGTHS)[s] for x in (q, k, v)] for s in range(len(LENGTHS))]
+    for (alone_q, alone_k, alone_v), expected in zip(pieces, packed, strict=True):
+        alone = ops.attention(alone_q, alone_k, alone_v, offsets_of((len(alone_q),)), causal, window, scale)
+        assert torch.equal(alone, expected)
+    order = [4, 2, 0, 5, 1, 3]
+    joined = [torch.cat([pieces[s][part] for s in order]) for part in range(3)]
+    lengths = tuple(LENGTHS[s] for s in order)
+    turned = ops.attention(*joined, offsets_of(lengths), causal, window, scale).split(lengths)
+    assert all(torch.equal(turned[place], packed[s]) for place, s in enumerate(order))
+
+
+@COMPILED
+def test_nan_and_infinity_stay_in_their_sequence(isa: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v, *rest = arguments(dtype, (33, 20, 40), fused=False)
+        clean = ops.attention(q, k, v, *rest)
+        k[40], v[41] = torch.nan, torch.inf
+        dirty = ops.attention(q, k, v, *rest)
+        assert torch.equal(dirty[:33], clean[:33])
+        assert torch.equal(dirty[53:], clean[53:])
+        assert dirty[33:53].isnan().all()
+
+
+def test_row_of_padding_tiles_never_reads_beyond_the_tensors(isa: str) -> None:
+    whole = torch.full((40, 3 * 2 * 32), torch.nan)
+    whole[10:29] = torch.randn(19, 192)
+    q, k, v = (part.unflatten(1, (2, 32)) for part in whole[10:29].split(64, 1))
+    assert ops.attention(q, k, v, offsets_of((19,)), False, -1, 0.2).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_large_scores_do_not_overflow(isa: str, dtype: torch.dtype) -> None:
+    q, k, v, offsets, causal, window, scale = arguments(dtype, (70, 300))
+    out = ops.attention(q * 64, k * 64, v, offsets, causal, window, scale)
+    expected = ops.attention.reference((q * 64).double(), (k * 64).double(), v.double(), offsets, causal, window, scale)
+    # Scores reach thousands: float32 holds them to a few 1e-4, and that error goes into the exponent.
+    torch.testing.assert_close(out.double(), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_first_token_of_a_causal_sequence_copies_its_value(isa: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v, offsets, *_ = arguments(dtype, (1, 63, 100))
+        first = offsets[:-1].long()
+        out = ops.attention(q, k, v, offsets, True, -1, 0.2)
+        torch.testing.assert_close(out[first], v[first].repeat_interleave(2, 1))
+
+
+def test_window_that_covers_the_sequence_is_no_window(isa: str) -> None:
+    q, k, v, offsets, *_ = arguments(torch.float32, (63, 300))
+    free = ops.attention(q, k, v, offsets, False, -1, 0.2)
+    for window in (300, 2**31, 2**62):
+        assert torch.equal(ops.attention(q, k, v, offsets, False, window, 0.2), free)
+
+
+def test_long_sequence_agrees_with_torch() -> None:
+    for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 4e-3)):
+        q, k, v, offsets, *_ = arguments(dtype, (8192,), heads=1, key_heads=1)
+        wide = [x.float().transpose(0, 1)[None] for x in (q, k, v)]
+        expected = torch.nn.functional.scaled_dot_product_attention(*wide, scale=0.2)[0].transpose(0, 1)
+        out = ops.attention(q, k, v, offsets, False, -1, 0.2)
+        torch.testing.assert_close(out.float(), expected, rtol=0, atol=tolerance)
+
+
+GOOD = arguments(torch.float32, (3, 5), fused=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": GOOD[0].half()}, "must be"),
+        ({"q": GOOD[0][..., :12]}, "multiple of 8 from 16 to 256"),
+        ({"q": GOOD[0][0]}, "q must"),
+        ({"q": GOOD[0][:, :3]}, "multiple of the 2 heads of k and v"),
+        ({"k": GOOD[1].bfloat16()}, "k must be"),
+        ({"k": GOOD[1][:, :1]}, "v must"),
+        ({"v": GOOD[2][:7]}, "v must"),
+        ({"offsets": GOOD[3].long()}, "offsets must be"),
+        ({"offsets": GOOD[3][:2]}, "offsets must"),
+        ({"offsets": torch.tensor([0, 9, 8], dtype=torch.int32)}, "offsets must"),
+        ({"window": -2}, "window must be -1 (none) or a half-window of at least 0, got -2"),
+        ({"scale": 0.0}, "scale must be above 0 and below 1e6, got 0"),
+        ({"scale": float("nan")}, "scale must be above 0 and below 1e6, got nan"),
+    ],
+)
+def test_arguments_outside_the_contract_are_refused(changes: dict[str, Any], message: str) -> None:
+    names = ("q", "k", "v", "offsets", "causal", "window", "scale")
+    values = {**dict(zip(names, GOOD, strict=True)), **changes}
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=re.escape(message)):
+        ops.attention(*values.values())
+    if changes.keys() != {"q"} or values["q"].dtype == torch.float32:
+        with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+            ops.attention.reference(*values.values())
