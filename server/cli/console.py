@@ -35,5 +35,6 @@ def shorten(text: str, width: int) -> str:
 
 
 def short_space(space: str) -> str:
-    """Enough of a space's id to tell it from others."""
-    return shorten(space, 13)
+    """Enough of a space's id to tell it from others: what it is named after, and the start of its digest."""
+    name, dash, digest = space.rpartition("-")
+    return f"{name}{dash}{digest[:4]}" if len(digest) >= 8 else shorten(space, 24)

@@ -6,11 +6,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from cyclopts import Parameter
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -18,12 +20,15 @@ from embedmux.client.blocking import Client
 from embedmux.client.texts import Text
 from embedmux.client.vectors import Embeddings
 from embedmux.server.cli import console
-from embedmux.server.errors import DeadlineExceeded, SpaceMismatch, Unavailable
+from embedmux.server.errors import DeadlineExceeded, EngineFailure, SpaceMismatch, Unavailable
+from embedmux.server.records import Space
 
 START_LIMIT_S = 180.0
 STOP_LIMIT_S = 45.0
-STEP_S = 0.1  # between looks at the child while it starts
 LOG_LINES = 8
+STEP_S = 0.1  # between looks at the child while it starts
+# Texts give way on a narrow screen, the rest does not.
+COLUMNS = {"task": 14, "role": 8, "text": 9, "tokens": 6, "space": 8, "nearest in its space": 9, "cosine": 6}
 TEXTS = [
     Text("how do plants turn sunlight into food", task="retrieval", role="query"),
     Text("why does the moon stay in its orbit", task="retrieval", role="query"),
@@ -41,7 +46,12 @@ TEXTS = [
 ]
 
 
-def demo(*, model: str = "minilm", allow_reference: Annotated[bool, Parameter(negative="")] = False) -> int:
+def demo(
+    *,
+    model: str = "minilm",
+    adapters: Path | None = None,
+    allow_reference: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
     """See it work: start a server, embed four tasks in one request, stop the server.
 
     Prints for every text its task, its space and its nearest neighbour there, and what happens to a comparison that
@@ -50,15 +60,20 @@ def demo(*, model: str = "minilm", allow_reference: Annotated[bool, Parameter(ne
     Parameters
     ----------
     model
-        What to serve, as for `embedmux serve`; it needs adapters for the four tasks.
+        What to serve, as for `embedmux serve`.
+    adapters
+        Folder of adapters for the four tasks; default: those shipped for a packaged model.
     allow_reference
         Run even where the compiled kernels are missing; slow.
     """
     screen = console.output()
-    with running_server(model, allow_reference=allow_reference, screen=screen) as (process, address):
-        with Client(address) as client:
+    arguments = ["--model", model]
+    arguments += ["--adapters", str(adapters)] if adapters else []
+    arguments += ["--allow-reference"] if allow_reference else []
+    with running_server(arguments, screen) as server:
+        with Client(server.address) as client:
             show_request(client, screen)
-        return stop(process, screen)
+        stop(server, screen)
 
 
 def show_request(client: Client, screen: Console) -> None:
@@ -73,28 +88,33 @@ def show_request(client: Client, screen: Console) -> None:
         f"\n{len(TEXTS)} texts, {num_tasks} tasks, {tokens} tokens in one request: "
         f"{milliseconds:.0f} ms, {embeddings.dimensions} dimensions each\n"
     )
-    table = Table("task", "role", "text", "tokens", "space", "nearest in its space", "cosine", header_style="bold")
-    for column in (3, 6):
-        table.columns[column].justify = "right"
+    table = Table(box=SIMPLE_HEAD, header_style="bold")
+    for name, min_width in COLUMNS.items():
+        is_number = name in ("tokens", "cosine")
+        table.add_column(name, justify="right" if is_number else "left", min_width=min_width, no_wrap=True)
     for index, text in enumerate(TEXTS):
-        space = embeddings.spaces[index]
         other, cosine = nearest(embeddings, index)
         table.add_row(
             text.task,
             text.role or "",
-            console.shorten(text.text, 44),
+            text.text,
             str(embeddings.num_tokens[index]),
-            console.short_space(space.id) if space else "",
-            console.shorten(TEXTS[other].text, 36),
+            digest(embeddings.spaces[index]),
+            TEXTS[other].text,
             f"{cosine:.2f}",
-            end_section=index + 1 == len(TEXTS) or TEXTS[index + 1].task != text.task,
+            end_section=index + 1 < len(TEXTS) and TEXTS[index + 1].task != text.task,
         )
     screen.print(table)
     try:
         embeddings[0].similarity(embeddings[-1])
     except SpaceMismatch as error:
-        screen.print("\nAcross spaces a comparison is refused:", style="bold")
+        screen.print("Across spaces a comparison is refused: ", style="bold", end="")
         screen.print(str(error), soft_wrap=True)
+
+
+def digest(space: Space | None) -> str:
+    """The start of the part of a space's id that no other space has; the task stands beside it."""
+    return "" if space is None else space.id.rpartition("-")[2][:8]
 
 
 def nearest(embeddings: Embeddings, index: int) -> tuple[int, float]:
@@ -112,29 +132,36 @@ def nearest(embeddings: Embeddings, index: int) -> tuple[int, float]:
     return rivals[best], float(similarities[best])
 
 
+@dataclass(slots=True)
+class Child:
+    """A server in a process of its own; ``address`` is empty until it listens."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    address: str = ""
+
+
 @contextmanager
-def running_server(
-    model: str, *, allow_reference: bool, screen: Console
-) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A server in a process of its own, serving, with its address; it is not left behind whatever happens."""
+def running_server(arguments: list[str], screen: Console) -> Iterator[Child]:
+    """A server that serves, started with ``arguments``; it is not left behind whatever happens."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="embedmux-demo-") as folder:
         port_file, log = Path(folder) / "port", Path(folder) / "server.log"
-        command = [sys.executable, "-P", "-m", "embedmux.server.cli", "serve", "--model", model]
+        command = [sys.executable, "-P", "-m", "embedmux.server.cli", "serve", *arguments]
         command += ["--address", "127.0.0.1:0", "--port-file", str(port_file)]
-        command += ["--allow-reference"] if allow_reference else []
         with log.open("wb") as file:
             process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        child = Child(process, log)
         try:
-            with screen.status(f"starting a server for {model} ..."):
+            with screen.status("starting a server ..."):
                 while not (port_file.exists() and port_file.read_text().endswith("\n")):
-                    wait_a_step(process, log, started)
-                address = f"127.0.0.1:{port_file.read_text().strip()}"
-                with Client(address) as client:
+                    wait_a_step(child, started)
+                child.address = f"127.0.0.1:{port_file.read_text().strip()}"
+                with Client(child.address) as client:
                     while not is_serving(client):
-                        wait_a_step(process, log, started)
-            screen.print(f"{model} is served at {address} after {time.monotonic() - started:.1f} s")
-            yield process, address
+                        wait_a_step(child, started)
+            screen.print(f"A server runs at {child.address}; it took {time.monotonic() - started:.1f} s to start.")
+            yield child
         finally:
             if process.poll() is None:
                 process.kill()
@@ -150,27 +177,32 @@ def is_serving(client: Client) -> bool:
     return True
 
 
-def wait_a_step(process: subprocess.Popen[bytes], log: Path, started: float) -> None:
+def wait_a_step(child: Child, started: float) -> None:
     """Returns while the server may still come up; raises Unavailable with the end of its log when it will not."""
     try:
-        process.wait(timeout=STEP_S)
-        reason = f"ended with exit code {process.returncode}"
+        child.process.wait(timeout=STEP_S)
+        reason = f"ended with exit code {child.process.returncode}"
     except subprocess.TimeoutExpired:
         if time.monotonic() - started < START_LIMIT_S:
             return
         reason = f"does not serve after {START_LIMIT_S:g} s"
-    last = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
-    raise Unavailable(f"the server {reason}; the end of its log:\n{last}")
+    raise Unavailable(f"the server {reason}; the end of its log:\n{log_end(child.log)}")
 
 
-def stop(process: subprocess.Popen[bytes], screen: Console) -> int:
+def stop(child: Child, screen: Console) -> None:
     """Ends the server as an operator would, and says how it went."""
     started = time.monotonic()
-    process.terminate()
+    child.process.terminate()
     try:
-        process.wait(timeout=STOP_LIMIT_S)
+        child.process.wait(timeout=STOP_LIMIT_S)
     except subprocess.TimeoutExpired:
         raise Unavailable(f"the server has not stopped {STOP_LIMIT_S:g} s after SIGTERM, so it was killed") from None
-    clean = "cleanly" if process.returncode == 0 else f"with exit code {process.returncode}"
-    screen.print(f"\nThe server stopped {clean} {time.monotonic() - started:.1f} s after SIGTERM.")
-    return 0 if process.returncode == 0 else 1
+    code = child.process.returncode
+    if code != 0:
+        raise EngineFailure(f"the server ended with exit code {code} after SIGTERM; its log:\n{log_end(child.log)}")
+    screen.print(f"\nThe server stopped cleanly {time.monotonic() - started:.1f} s after SIGTERM.")
+
+
+def log_end(log: Path) -> str:
+    """The last lines of the server's log."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])

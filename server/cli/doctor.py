@@ -65,7 +65,10 @@ def doctor(*, server: str | None = None) -> int:
     screen = console.output()
     screen.print(table)
     faults = sum(finding.state == "fault" for finding in findings)
-    screen.print(f"{faults} faults" if faults else "no faults", style=styles["fault" if faults else "ok"])
+    screen.print(
+        "no faults" if not faults else "1 fault" if faults == 1 else f"{faults} faults",
+        style=styles["fault" if faults else "ok"],
+    )
     return 1 if faults else 0
 
 

@@ -19,11 +19,12 @@ from embedmux.server.errors import NotFound, Unavailable
 from embedmux.server.records import Encoding
 
 SOME_FAILED = 3
+PROBE = "probe"
 AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
 
 
 def embed(
-    *inputs: str,
+    *inputs: Annotated[str, Parameter(allow_leading_hyphen=True)],  # for -; check_inputs refuses unknown options
     server: str = "localhost:50051",
     task: str | None = None,
     role: RoleName | None = None,
@@ -105,6 +106,7 @@ def embed(
     with ExitStack() as stack:
         client = stack.enter_context(Client(server))
         size = dimensions or served_model(client, model).dimensions
+        probe(client, options)
         if output is not None:
             file = stack.enter_context(vector_file(output, encoding=Encoding(encoding), dimensions=size))
             errors = stack.enter_context(closing(ErrorFile(output.with_suffix(".errors.jsonl"))))
@@ -124,6 +126,13 @@ def embed(
         table.show(tally.num_texts)
     tally.show(output)
     return SOME_FAILED if tally.num_failed else 0
+
+
+def probe(client: Client, options: EmbedOptions) -> None:
+    """Raises what would fail every line, such as a task that is not there, before any line is read."""
+    if any(options.get(name) for name in ("task", "adapter", "prompt_name")):
+        for error in client.embed(PROBE, errors="return", **options).errors.values():
+            raise error
 
 
 def served_model(client: Client, name: str | None) -> ModelInfo:

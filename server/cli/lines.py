@@ -35,8 +35,10 @@ class Line:
 
 
 def check_inputs(arguments: Sequence[str]) -> None:
-    """Refuses a file that would otherwise be embedded by its name."""
+    """Refuses a misspelt option or a file that would otherwise be embedded by its name."""
     for argument in arguments:
+        if argument.startswith("-") and argument != STDIN:
+            raise WrongUsage(f"no option {argument!r}; a text that starts with a hyphen can be given as a JSON line")
         if not is_file(argument) and os.path.isfile(argument):
             raise WrongUsage(
                 f"{argument!r} is a file, but only {' and '.join(SUFFIXES)} files are read; "
