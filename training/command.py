@@ -1,7 +1,7 @@
 """`embedmux train` and `embedmux calibrate`: from a data folder to the files that the server loads."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from cyclopts import Parameter
@@ -17,6 +17,8 @@ from embedmux.training.report import measure_gains
 from embedmux.training.split import load_splits
 from embedmux.training.train import TrainedAdapter, half_precision, train
 
+Number = TypeVar("Number", int, float)
+
 
 def train_command(
     *,
@@ -31,7 +33,7 @@ def train_command(
     learning_rate: float | None = None,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
-    without: tuple[str, ...] = (),
+    without: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     seed: int = 42,
     max_minutes: float = 60.0,
     max_tokens: int = 128,
@@ -98,16 +100,16 @@ def train_command(
         torch.set_num_threads(threads)
     console = Console(stderr=True)
     recipe = RECIPES[task]
-    chosen_rank = rank or recipe.rank
+    chosen_rank = _given(rank, recipe.rank)
     config = TrainingConfig(
         task=task,
         model=model,
         data=data,
         rank=chosen_rank,
-        alpha=alpha or 2.0 * chosen_rank,
-        steps=steps or recipe.steps,
-        batch_size=batch_size or recipe.batch_size,
-        learning_rate=learning_rate or recipe.learning_rate,
+        alpha=_given(alpha, 2.0 * chosen_rank),
+        steps=_given(steps, recipe.steps),
+        batch_size=_given(batch_size, recipe.batch_size),
+        learning_rate=_given(learning_rate, recipe.learning_rate),
         prompts=_prompts(recipe.prompts, query=query_prompt, document=document_prompt),
         seed=seed,
         max_minutes=max_minutes,
@@ -160,6 +162,10 @@ def calibrate_command(*, data: Path, out: Path, model: str = "minilm", seed: int
         ranges = calibrate(texts, embedder(load_backbone(model), {}), task=None)
     path = write_calibration(ranges, out)
     Console(stderr=True).print(f"wrote {path}: ranges of {len(texts)} texts for {', '.join(ranges)} dimensions")
+
+
+def _given(value: Number | None, default: Number) -> Number:
+    return default if value is None else value
 
 
 def _prompts(default: dict[str, str], *, query: str | None, document: str | None) -> dict[str, str]:
