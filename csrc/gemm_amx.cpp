@@ -13,8 +13,9 @@ namespace embedmux {
 
 namespace {
 
-constexpr int64_t kTaskBytes = 768 * 1024;  // rows of a task in tiles: most of a second-level cache of 1 to 2 MiB
-constexpr int64_t kTaskRows = 256;
+constexpr int64_t kTaskBytes =
+    1024 * 1024;  // rows of a task in tiles: half of the second-level cache of a core with AMX
+constexpr int64_t kTaskRows = 512;
 constexpr int64_t kTaskPanels = 8;  // fewer panels a task would gather x and compute A x too often
 
 struct HeldTiles {

@@ -50,19 +50,23 @@ struct ThreadScratch {
   Scratch rows, a, down, up;
 };
 
+constexpr int64_t kGroupBytes = 512 * 1024;  // of packed weight and B that stay in the second-level cache for all rows
+
 // The low-rank part of one segment and slice inside a task. Rows and tiles count from the task's first.
 struct LowRank {
   int64_t first_row, last_row;
-  int64_t slice;
+  int64_t first_column, last_column;
   int64_t rank, rank_tiles;
   const uint16_t* a;
   const uint16_t* b;
   uint16_t* down;  // A x: row tiles [num_tiles, rank_tiles]
-  uint16_t* up;    // B: pair tiles [rank_tiles, 2] of the current panel
+  uint16_t* up;    // B: pair tiles [panels of the group, rank_tiles, 2]
 
   int64_t first_tile() const { return first_row / kTileRows; }
   int64_t last_tile() const { return divide_up(last_row, kTileRows); }
   int64_t num_tiles() const { return last_tile() - first_tile(); }
+  int64_t up_elements() const { return rank_tiles * kStepElements; }  // a panel
+  bool meets(int64_t column) const { return first_column < column + kPanelColumns && column < last_column; }
 };
 
 // C (16 rows, 16 ranks) of up to four row tiles at once: four sums in flight hide the latency of one.
@@ -127,10 +131,38 @@ EMBEDMUX_AMX void shrink(const Product& product, const LowRank& part, const uint
   }
 }
 
-// Adds rows x panel over `steps` to the sums: tiles 0 and 1 for the first 16 rows, 2 and 3 for the next.
-template <int Tiles>
-EMBEDMUX_AMX inline void multiply(const uint16_t* rows, const uint16_t* panel, int64_t steps) {
+// A block whose sums are stored and wait for bias, activation and rounding into the output.
+struct Pending {
+  const float* sums = nullptr;  // [rows, 32]
+  int64_t rows = 0;
+  uint16_t* output = nullptr;
+  int64_t columns = 0;  // of the output's rows
+  __mmask32 mask = 0;   // of the panel's columns that exist
+  __m512 left_bias, right_bias;
+};
+
+template <bool Gelu>
+EMBEDMUX_AMX inline void finish_row(const Pending& pending, int64_t row) {
+  __m512 left = _mm512_add_ps(_mm512_load_ps(pending.sums + row * kPanelColumns), pending.left_bias);
+  __m512 right = _mm512_add_ps(_mm512_load_ps(pending.sums + row * kPanelColumns + 16), pending.right_bias);
+  if (Gelu) {
+    left = gelu<16>(left);
+    right = gelu<16>(right);
+  }
+  _mm512_mask_storeu_epi16(pending.output + row * pending.columns, pending.mask,
+                           (__m512i)_mm512_cvtne2ps_pbh(right, left));
+}
+
+// Adds rows x panel over `steps` to the sums: tiles 0 and 1 for the first 16 rows, 2 and 3 for the next. Between the
+// steps it finishes the block before, whose vector work fits beside the tile work, and calls `ahead`, its share of the
+// next panel, from memory.
+template <int Tiles, bool Gelu>
+EMBEDMUX_AMX inline void multiply(const uint16_t* rows, const uint16_t* panel, int64_t steps, const Pending& pending,
+                                  const uint16_t* ahead, int64_t ahead_elements) {
+  const int64_t rows_a_step = divide_up(pending.rows, steps);
+  int64_t row = 0;
   for (int64_t step = 0; step < steps; ++step) {
+    for (int64_t i = 0; i < ahead_elements; i += 32) _mm_prefetch(ahead + step * kStepElements + i, _MM_HINT_T1);
     _tile_loadd(4, rows + step * kStepElements, 64);
     _tile_loadd(6, panel + step * kStepElements, 64);
     _tile_loadd(7, panel + step * kStepElements + kTileElements, 64);
@@ -141,21 +173,25 @@ EMBEDMUX_AMX inline void multiply(const uint16_t* rows, const uint16_t* panel, i
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
+    for (const int64_t end = std::min(pending.rows, row + rows_a_step); row < end; ++row) {
+      finish_row<Gelu>(pending, row);
+    }
   }
 }
 
 // Adds the low-rank steps of the block's own segments; `tile` is the block's first.
 template <int Tiles>
-EMBEDMUX_AMX inline void multiply_low_rank(const std::vector<const LowRank*>& parts, int64_t tile) {
+EMBEDMUX_AMX inline void multiply_low_rank(const std::vector<const LowRank*>& parts, int64_t tile, int64_t panel,
+                                           int64_t column) {
   for (const LowRank* part : parts) {
-    if (part->first_tile() >= tile + Tiles) break;
-    if (part->last_tile() <= tile) continue;
+    if (!part->meets(column)) continue;
+    const uint16_t* up = part->up + panel * part->up_elements();
     const uint16_t* down = part->down + (tile - part->first_tile()) * part->rank_tiles * kTileElements;
     const bool has_first = tile >= part->first_tile();
     const bool has_second = Tiles > 1 && tile + 1 < part->last_tile();
     for (int64_t rank_tile = 0; rank_tile < part->rank_tiles; ++rank_tile) {
-      _tile_loadd(6, part->up + rank_tile * kStepElements, 64);
-      _tile_loadd(7, part->up + rank_tile * kStepElements + kTileElements, 64);
+      _tile_loadd(6, up + rank_tile * kStepElements, 64);
+      _tile_loadd(7, up + rank_tile * kStepElements + kTileElements, 64);
       if (has_first) {
         _tile_loadd(4, down + rank_tile * kTileElements, 64);
         _tile_dpbf16ps(0, 4, 6);
@@ -170,30 +206,25 @@ EMBEDMUX_AMX inline void multiply_low_rank(const std::vector<const LowRank*>& pa
   }
 }
 
-// Bias, activation and rounding of `rows` rows of sums [rows, 32] into a panel of the output.
-template <bool Gelu>
-EMBEDMUX_AMX inline void finish_block(const float* sums, int64_t rows, __m512 left_bias, __m512 right_bias,
-                                      __mmask32 mask, uint16_t* output, int64_t columns) {
-  for (int64_t row = 0; row < rows; ++row) {
-    __m512 left = _mm512_add_ps(_mm512_load_ps(sums + row * kPanelColumns), left_bias);
-    __m512 right = _mm512_add_ps(_mm512_load_ps(sums + row * kPanelColumns + 16), right_bias);
-    if (Gelu) {
-      left = gelu<16>(left);
-      right = gelu<16>(right);
-    }
-    _mm512_mask_storeu_epi16(output + row * columns, mask, (__m512i)_mm512_cvtne2ps_pbh(right, left));
-  }
-}
+// What a block is multiplied by: a panel, and in the pair tiles of the low-rank parts the place of its columns.
+struct Panel {
+  const uint16_t* weight;
+  int64_t place;          // in its group
+  int64_t column;         // its first
+  const uint16_t* ahead;  // weights to call from memory meanwhile, ahead_elements of each step
+  int64_t ahead_elements;
+};
 
-template <int Tiles>
-EMBEDMUX_AMX void multiply_block(const uint16_t* rows, const uint16_t* panel, int64_t steps,
-                                 const std::vector<const LowRank*>& parts, int64_t tile, float* sums) {
+template <int Tiles, bool Gelu>
+EMBEDMUX_AMX void multiply_block(const uint16_t* rows, int64_t steps, const Panel& panel,
+                                 const std::vector<const LowRank*>& parts, int64_t tile, const Pending& pending,
+                                 float* sums) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  multiply<Tiles>(rows, panel, steps);
-  multiply_low_rank<Tiles>(parts, tile);
+  multiply<Tiles, Gelu>(rows, panel.weight, steps, pending, panel.ahead, panel.ahead_elements);
+  multiply_low_rank<Tiles>(parts, tile, panel.place, panel.column);
   _tile_stored(0, sums, 128);
   _tile_stored(1, sums + 16, 128);
   if (Tiles > 1) {
@@ -203,20 +234,19 @@ EMBEDMUX_AMX void multiply_block(const uint16_t* rows, const uint16_t* panel, in
   settle_memory();
 }
 
-// Fills the panel's pair tiles of every part whose slice it meets, and lists those parts.
-EMBEDMUX_AMX void expand_panel(const LoraCall& call, const std::vector<LowRank>& parts, int64_t column,
-                               std::vector<const LowRank*>& active) {
-  active.clear();
+// Fills the pair tiles of B for the panels [first, last) of a group.
+EMBEDMUX_AMX void expand_group(const std::vector<LowRank>& parts, int64_t first, int64_t last) {
   for (const LowRank& part : parts) {
-    const int64_t start = call.slices[part.slice], end = call.slices[part.slice + 1];
-    if (start >= column + kPanelColumns || end <= column) continue;
-    const __mmask32 mask = low_bits(end - column) & ~low_bits(start - column);
-    for (int64_t rank_tile = 0; rank_tile < part.rank_tiles; ++rank_tile) {
-      const uint16_t* source = part.b + rank_tile * kTileRows * (end - start) + column - start;
-      duplicate_to_pairs(source, end - start, part.rank - rank_tile * kTileRows, mask,
-                         part.up + rank_tile * kStepElements);
+    const int64_t width = part.last_column - part.first_column;
+    for (int64_t panel = first; panel < last; ++panel) {
+      const int64_t column = panel * kPanelColumns;
+      if (!part.meets(column)) continue;
+      const __mmask32 mask = low_bits(part.last_column - column) & ~low_bits(part.first_column - column);
+      uint16_t* target = part.up + (panel - first) * part.up_elements();
+      for (int64_t rank = 0; rank < part.rank; rank += kTileRows, target += kStepElements) {
+        duplicate_to_pairs(part.b + rank * width + column - part.first_column, width, part.rank - rank, mask, target);
+      }
     }
-    active.push_back(&part);
   }
   settle_memory();
 }
@@ -227,31 +257,89 @@ EMBEDMUX_AMX std::vector<LowRank> shrink_segments(const Product& product, int64_
   const LoraCall& call = product.call;
   const uint16_t* arena = static_cast<const uint16_t*>(call.arena);
   std::vector<LowRank> parts;
-  int64_t down_tiles = 0, up_tiles = 0;
+  int64_t down_tiles = 0;
   for (const LoraSegment& segment : call.segments) {
     const int64_t begin = std::max(first, segment.first_row) - first, end = std::min(last, segment.last_row) - first;
     if (begin >= end) continue;
     for (int64_t slice = 0; slice < call.num_slices(); ++slice) {
       const LoraFactors& factors = segment.factors[slice];
       if (factors.rank == 0) continue;
-      parts.push_back({begin, end, slice, factors.rank, divide_up(factors.rank, kTileRows), arena + factors.a,
-                       arena + factors.b, nullptr, nullptr});
+      parts.push_back({begin, end, call.slices[slice], call.slices[slice + 1], factors.rank,
+                       divide_up(factors.rank, kTileRows), arena + factors.a, arena + factors.b, nullptr, nullptr});
       down_tiles += parts.back().num_tiles() * parts.back().rank_tiles;
-      up_tiles += 2 * parts.back().rank_tiles;
     }
   }
-  if (parts.empty()) return parts;
   uint16_t* a_tiles = scratch.a.reserve(product.steps * kTileElements);
   uint16_t* down = scratch.down.reserve(down_tiles * kTileElements);
-  uint16_t* up = scratch.up.reserve(up_tiles * kTileElements);
   for (LowRank& part : parts) {
     part.down = down;
-    part.up = up;
     shrink(product, part, rows, a_tiles);
     down += part.num_tiles() * part.rank_tiles * kTileElements;
-    up += 2 * part.rank_tiles * kTileElements;
   }
   return parts;
+}
+
+// Room for the parts' B of one group; returns the panels of a group.
+int64_t place_groups(const Product& product, int64_t panels, std::vector<LowRank>& parts, Scratch& up) {
+  int64_t up_elements = 0;
+  for (const LowRank& part : parts) up_elements += part.up_elements();
+  const int64_t panel_bytes = (product.steps * kStepElements + up_elements) * 2;
+  const int64_t group = std::clamp(kGroupBytes / panel_bytes, int64_t{1}, panels);
+  uint16_t* place = up.reserve(up_elements * group);
+  for (LowRank& part : parts) {
+    part.up = place;
+    place += part.up_elements() * group;
+  }
+  return group;
+}
+
+// Rows from first_row, in tiles, by panels [first_panel, last_panel): a group of panels at a time, in it block by
+// block, so that the group's weights come from memory once and the output is written along its rows.
+template <bool Gelu>
+EMBEDMUX_AMX void run_groups(const Product& product, int64_t first_row, int64_t last_row, int64_t first_panel,
+                             int64_t last_panel, const uint16_t* rows, const std::vector<LowRank>& parts,
+                             int64_t group) {
+  const LoraCall& call = product.call;
+  const int64_t block_elements = product.steps * kStepElements;
+  const int64_t blocks = divide_up(last_row - first_row, kBlockRows);
+  const int64_t share = round_up(divide_up(kStepElements, blocks), 32);
+  alignas(64) float sums[2][kBlockRows * kPanelColumns];
+  std::vector<const LowRank*> touching;
+  int64_t turn = 0;
+  Pending pending;
+  for (int64_t first = first_panel; first < last_panel; first += group) {
+    const int64_t last = std::min(last_panel, first + group);
+    expand_group(parts, first, last);
+    for (int64_t block = 0; block < blocks; ++block) {
+      touching.clear();
+      for (const LowRank& part : parts) {
+        if (part.first_tile() < block * 2 + 2 && part.last_tile() > block * 2) touching.push_back(&part);
+      }
+      const int64_t row = first_row + block * kBlockRows, count = std::min(kBlockRows, last_row - row);
+      const auto multiply = count > kTileRows ? multiply_block<2, Gelu> : multiply_block<1, Gelu>;
+      for (int64_t panel = first; panel < last; ++panel) {
+        const int64_t column = panel * kPanelColumns;
+        const uint16_t* weight = product.packed + panel * block_elements;
+        const bool is_followed = panel + group < last_panel;
+        float* target = sums[turn++ % 2];
+        multiply(
+            rows + block * block_elements, product.steps,
+            {weight, panel - first, column, weight + group * block_elements + block * share, is_followed ? share : 0},
+            touching, block * 2, pending, target);
+        const __mmask32 mask = low_bits(call.columns - column);
+        __m512i bias = _mm512_setzero_si512();
+        if (product.bias != nullptr) bias = _mm512_maskz_loadu_epi16(mask, product.bias + column);
+        pending = {target,
+                   count,
+                   product.output + row * call.columns + column,
+                   call.columns,
+                   mask,
+                   widen(_mm512_castsi512_si256(bias)),
+                   widen(_mm512_extracti64x4_epi64(bias, 1))};
+      }
+    }
+  }
+  for (int64_t row = 0; row < pending.rows; ++row) finish_row<Gelu>(pending, row);
 }
 
 }  // namespace
@@ -264,39 +352,17 @@ EMBEDMUX_AMX void acquire_tiles() {
 
 EMBEDMUX_AMX void release_tiles() { _tile_release(); }
 
-// Rows [first_row, last_row) by panels [first_panel, last_panel).
 EMBEDMUX_AMX void run_amx_task(const Product& product, int64_t first_row, int64_t last_row, int64_t first_panel,
                                int64_t last_panel) {
   static thread_local ThreadScratch scratch;
-  const LoraCall& call = product.call;
-  const int64_t block_elements = product.steps * kStepElements;
-  uint16_t* rows = scratch.rows.reserve(divide_up(last_row - first_row, kBlockRows) * block_elements);
-  gather_rows(product.x, call.inner, first_row, last_row, product.steps, rows);
+  const int64_t blocks = divide_up(last_row - first_row, kBlockRows);
+  uint16_t* rows = scratch.rows.reserve(blocks * product.steps * kStepElements);
+  gather_rows(product.x, product.call.inner, first_row, last_row, product.steps, rows);
   settle_memory();
-  const std::vector<LowRank> parts = shrink_segments(product, first_row, last_row, rows, scratch);
-  std::vector<const LowRank*> active;
-  alignas(64) float sums[kBlockRows * kPanelColumns];
-
-  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-    const int64_t column = panel * kPanelColumns;
-    expand_panel(call, parts, column, active);
-    const uint16_t* weight = product.packed + panel * block_elements;
-    const __mmask32 mask = low_bits(call.columns - column);
-    __m512 left_bias = _mm512_setzero_ps(), right_bias = _mm512_setzero_ps();
-    if (product.bias != nullptr) {
-      const __m512i bias = _mm512_maskz_loadu_epi16(mask, product.bias + column);
-      left_bias = widen(_mm512_castsi512_si256(bias));
-      right_bias = widen(_mm512_extracti64x4_epi64(bias, 1));
-    }
-    for (int64_t row = first_row; row < last_row; row += kBlockRows) {
-      const int64_t count = std::min(kBlockRows, last_row - row), place = row - first_row;
-      const uint16_t* block = rows + place / kBlockRows * block_elements;
-      const auto multiply = count > kTileRows ? multiply_block<2> : multiply_block<1>;
-      multiply(block, weight, product.steps, active, place / kTileRows, sums);
-      const auto finish = call.gelu ? finish_block<true> : finish_block<false>;
-      finish(sums, count, left_bias, right_bias, mask, product.output + row * call.columns + column, call.columns);
-    }
-  }
+  std::vector<LowRank> parts = shrink_segments(product, first_row, last_row, rows, scratch);
+  const int64_t group = place_groups(product, last_panel - first_panel, parts, scratch.up);
+  const auto run = product.call.gelu ? run_groups<true> : run_groups<false>;
+  run(product, first_row, last_row, first_panel, last_panel, rows, parts, group);
 }
 
 }  // namespace embedmux
