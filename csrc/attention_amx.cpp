@@ -18,11 +18,11 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
 };
 
-// In memory of its own: gcc 12 tells its optimiser that ldtilecfg reads 8 bytes, and would not write the rest to a
-// stack.
-constexpr TileConfig kTileConfig{};
-
-EMBEDMUX_AMX void enter() { _tile_loadconfig(&kTileConfig); }
+// Not _tile_loadconfig: gcc 12 takes it for a read of 8 bytes and may leave the other 56 unwritten.
+EMBEDMUX_AMX void enter() {
+  const TileConfig config;
+  __asm__ volatile("ldtilecfg %0" : : "m"(config));
+}
 
 // Other libraries find the tiles as a fresh thread has them.
 EMBEDMUX_AMX void leave() { _tile_release(); }
