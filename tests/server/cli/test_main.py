@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from embedmux.client.blocking import Client
 from embedmux.server.cli import COMMANDS, missing_package
 
 
@@ -89,3 +90,12 @@ def test_it_runs_as_a_module() -> None:
 def test_the_chosen_command_speaks_for_itself_and_the_others_in_a_line(run) -> None:
     assert "Inputs are texts, or files ending in .jsonl" in run("embed", "--help").out
     assert "Inputs are texts" not in run("--help").out
+
+
+def test_an_interrupt_is_one_line_and_exit_code_130(run, monkeypatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "info", interrupted)
+    done = run("tasks")
+    assert (done.code, done.err) == (130, "error: interrupted\n")

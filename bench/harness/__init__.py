@@ -1,0 +1,1 @@
+"""What the benchmarks share: figures, timing side by side, data, servers."""
