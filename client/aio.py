@@ -27,6 +27,7 @@ from embedmux.client.texts import (
 )
 from embedmux.client.vectors import Embeddings, by_policy, concatenate, decode, empty
 from embedmux.proto import adapters_pb2, embed_pb2, server_pb2
+from embedmux.server.errors import Unavailable
 
 
 class AsyncClient:
@@ -107,7 +108,8 @@ class AsyncClient:
         """The embeddings of each batch, in order, over one stream; options are those of ``embed``.
 
         ``batches`` is read at most ``window`` batches ahead, so it may be endless. ``timeout`` limits the whole stream,
-        None sets no limit. A batch that is refused as a whole raises and ends the stream.
+        None sets no limit. A batch that is refused as a whole raises and ends the stream,
+        except for overload or a restarting engine: then it is sent again when the server serves.
         """
         feed = AsyncRequestFeed(batches, options, window)
         call = self._stubs.embedder.EmbedStream(feed.requests(), timeout=timeout, metadata=self._metadata)
@@ -115,7 +117,7 @@ class AsyncClient:
             async for reply in call:
                 request = feed.answered()
                 if is_worth_repeating(reply):
-                    reply = await self._call(self._stubs.embedder.Embed, request)
+                    reply = await self._repeat(request)
                 yield by_policy(decode(reply, len(request.texts)), errors)
             feed.finish()
         except grpc.RpcError as error:
@@ -191,6 +193,21 @@ class AsyncClient:
             return await method(request, timeout=self._limit(timeout), metadata=self._metadata)
         except grpc.RpcError as error:
             raise call_error(error, self.target) from error
+
+    async def _repeat(self, request: embed_pb2.EmbedRequest) -> embed_pb2.EmbedResponse:
+        """The reply to a request that a stream could not serve, once the server serves again; gRPC backs off."""
+        patience = DEFAULT_TIMEOUT_S if self._timeout is None else self._timeout
+        deadline = time.monotonic() + patience
+        while True:
+            await self.wait_until_serving(patience)
+            try:
+                reply: embed_pb2.EmbedResponse = await self._call(self._stubs.embedder.Embed, request)
+            except Unavailable:
+                # Health follows a lost engine a moment later, so a server may say that it serves and yet refuse.
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                return reply
 
     async def _embed_all(self, requests: Iterable[embed_pb2.EmbedRequest], timeout: float | None) -> list[Embeddings]:
         """The embeddings of each request, in order; at most ``in_flight`` requests are under way."""

@@ -65,6 +65,7 @@ def build_app(tokens: Sequence[str]) -> App:
         help="Instruction-tuned text embeddings over gRPC: many tasks, one backbone, one batch.",
         help_epilogue=None if is_command else "Start with `embedmux demo`; `embedmux embed --help` explains a command.",
         version=version,
+        suppress_keyboard_interrupt=False,
     )
     for place, (name, (path, summary)) in enumerate(COMMANDS.items()):
         app.command(path, name=name, help=None if name in tokens[:1] else summary, sort_key=place)

@@ -126,6 +126,9 @@ class FakeServer(embed_pb2_grpc.EmbedderServicer, adapters_pb2_grpc.AdaptersServ
                 self.refusals[text.text] += 1
                 code = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
                 return types_pb2.Failure(code=code, message="the queue is full", retry_after_ms=PUSH_BACK_MS)
+            if verb == "restart" and self.refusals[text.text] < int(argument):
+                self.refusals[text.text] += 1
+                return types_pb2.Failure(code=grpc.StatusCode.UNAVAILABLE.value[0], message="restarting")
         return None
 
     def reply(self, request: embed_pb2.EmbedRequest) -> embed_pb2.EmbedResponse:

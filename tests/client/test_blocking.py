@@ -131,6 +131,18 @@ def test_a_stream_answers_in_order_and_repeats_what_was_refused_for_overload(cli
     np.testing.assert_array_equal(answers[1].vectors, client.embed("one", task="retrieval").vectors)
 
 
+def test_a_stream_outlives_a_restart_that_takes_longer_than_grpc_retries(client, fake) -> None:
+    answers = list(client.embed_stream([["a"], ["restart 7"], ["b"]]))
+    assert [len(answer) for answer in answers] == [1, 1, 1]
+    # One on the stream, five of the first call, and the second of the next call is served.
+    assert fake.refusals["restart 7"] == 7
+
+
+def test_a_restart_that_never_ends_is_raised(fake) -> None:
+    with Client(fake.address, timeout=0.2, max_attempts=1) as client, pytest.raises(Unavailable, match="restarting"):
+        list(client.embed_stream([["restart 9999"]]))
+
+
 def test_a_stream_reads_its_batches_only_a_window_ahead(client) -> None:
     taken = []
 
