@@ -27,8 +27,7 @@ START_LIMIT_S = 180.0
 STOP_LIMIT_S = 45.0
 LOG_LINES = 8
 STEP_S = 0.1  # between looks at the child while it starts
-# Texts give way on a narrow screen, the rest does not.
-COLUMNS = {"task": 14, "role": 8, "text": 9, "tokens": 6, "space": 8, "nearest in its space": 9, "cosine": 6}
+OTHER_COLUMNS = 48  # their widths and all gaps
 TEXTS = [
     Text("how do plants turn sunlight into food", task="retrieval", role="query"),
     Text("why does the moon stay in its orbit", task="retrieval", role="query"),
@@ -88,19 +87,18 @@ def show_request(client: Client, screen: Console) -> None:
         f"\n{len(TEXTS)} texts, {num_tasks} tasks, {tokens} tokens in one request: "
         f"{milliseconds:.0f} ms, {embeddings.dimensions} dimensions each\n"
     )
-    table = Table(box=SIMPLE_HEAD, header_style="bold")
-    for name, min_width in COLUMNS.items():
-        is_number = name in ("tokens", "cosine")
-        table.add_column(name, justify="right" if is_number else "left", min_width=min_width, no_wrap=True)
+    # The two columns of texts share what the others leave of the screen.
+    text_width = min(64, (screen.width - OTHER_COLUMNS) // 2)
+    table = Table("task, role", "text", "tokens", "space", "nearest", "cosine", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.columns[2].justify = table.columns[5].justify = "right"
     for index, text in enumerate(TEXTS):
         other, cosine = nearest(embeddings, index)
         table.add_row(
-            text.task,
-            text.role or "",
-            text.text,
+            f"{text.task} {text.role or ''}",
+            console.shorten(text.text, text_width),
             str(embeddings.num_tokens[index]),
             digest(embeddings.spaces[index]),
-            TEXTS[other].text,
+            console.shorten(TEXTS[other].text, text_width),
             f"{cosine:.2f}",
             end_section=index + 1 < len(TEXTS) and TEXTS[index + 1].task != text.task,
         )
@@ -114,7 +112,7 @@ def show_request(client: Client, screen: Console) -> None:
 
 def digest(space: Space | None) -> str:
     """The start of the part of a space's id that no other space has; the task stands beside it."""
-    return "" if space is None else space.id.rpartition("-")[2][:8]
+    return "" if space is None else space.id.rpartition("-")[2][:4]
 
 
 def nearest(embeddings: Embeddings, index: int) -> tuple[int, float]:
