@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 NAMESPACE = "embedmux"
-LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+LIBRARY: Any = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 
 

@@ -6,18 +6,18 @@ import logging
 import signal
 import time
 
-from embedmux.server.bridge.supervisor import Supervisor
 from embedmux.server.backbones.spec import load_spec
+from embedmux.server.bridge.supervisor import Supervisor
 from embedmux.server.catalog import Catalog
 from embedmux.server.config import ServeConfig
 from embedmux.server.encode import Encoder
+from embedmux.server.facts import AdapterInfo, ServedModel, ServerInfo, ServerLimits, ServerState
 from embedmux.server.models import find_model
-from embedmux.server.records import AdapterInfo, ServedModel, ServerInfo, ServerLimits, ServerState
 from embedmux.server.rpc.adapters import Adapters
 from embedmux.server.rpc.embedder import Embedder
 from embedmux.server.rpc.info import Info
 from embedmux.server.rpc.lifecycle import Lifecycle
-from embedmux.server.rpc.server import TransportOptions, build_server
+from embedmux.server.rpc.server import Service, TransportOptions, build_server
 from embedmux.server.text.prompts import read_prompts
 from embedmux.server.text.tokenizer import Tokenizer
 
@@ -46,7 +46,7 @@ class App:
         The port answers before the model is loaded, so that health can say NOT_SERVING meanwhile.
         """
         limits = self.config.limits
-        services = [
+        services: list[Service] = [
             Embedder(
                 self.encoder,
                 self.lifecycle,

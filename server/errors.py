@@ -1,4 +1,4 @@
-"""Every error a caller can meet, as one tree; rpc/interceptors.py maps each class to one gRPC status.
+"""Every error a caller can meet, as one tree; rpc/status.py maps each class to one gRPC status.
 
 EmbedmuxError
 ├── InvalidRequest        the request or one of its texts cannot be served as asked      INVALID_ARGUMENT

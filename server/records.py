@@ -235,38 +235,6 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterInfo:
-    """What the front knows of a loaded adapter; plain values only, since it crosses the process border as JSON."""
-
-    handle: int
-    id: str
-    digest: str
-    task: str | None
-    prompts: dict[str, str]
-    calibrations: dict[int, str]
-    max_rank: int
-    num_bytes: int
-    num_targets: int
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What the front knows of the backbone."""
-
-    name: str
-    digest: str
-    architecture: str
-    dimensions: int
-    max_tokens: int
-    pooling: str
-    dtype: str
-    device: str
-    calibrations: dict[int, str]
-    backends: dict[str, str]
-    isa: str
-
-
-@dataclass(frozen=True, slots=True)
 class TokenizedText:
     """What a text is embedded from. ``original`` counts tokens before the cut; ``prompt`` is the literal prefix."""
 
@@ -274,55 +242,3 @@ class TokenizedText:
     tokens: list[str]
     original: int
     prompt: str
-
-
-class ServerState(enum.Enum):
-    """Whether the server answers; the member's value is its name on the wire."""
-
-    STARTING = "starting"
-    SERVING = "serving"
-    RESTARTING = "restarting"  # the engine process is being replaced
-    DRAINING = "draining"  # accepted work is finished, new work should go elsewhere
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True, slots=True)
-class TaskInfo:
-    """A task of one model: its adapter (``None`` is the bare backbone), its prompts, the space of full-size vectors."""
-
-    name: str
-    adapter: str | None
-    query_prompt: str
-    document_prompt: str
-    space: str
-    aliases: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """One model with everything a client may ask of it; ``prompts`` maps a prompt's name to its text."""
-
-    info: ModelInfo
-    tasks: tuple[TaskInfo, ...]
-    prompts: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class ServerLimits:
-    """What the server refuses to go beyond. ``max_message_bytes`` bounds one request on the wire."""
-
-    max_texts: int
-    max_text_bytes: int
-    max_batch_tokens: int
-    max_queue_tokens: int
-    max_message_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ServerInfo:
-    """What this server is and serves; the first model answers requests that name none."""
-
-    version: str
-    state: ServerState
-    models: tuple[ServedModel, ...]
-    limits: ServerLimits

@@ -16,9 +16,10 @@ from embedmux.server.batching.pack import pack
 from embedmux.server.batching.scheduler import Scheduler
 from embedmux.server.config import EngineConfig
 from embedmux.server.errors import AdapterRejected, ModelRejected
+from embedmux.server.facts import AdapterInfo, ModelInfo
 from embedmux.server.models import find_model
 from embedmux.server.outputs import encode_rows
-from embedmux.server.records import AdapterInfo, LowRankTables, ModelInfo, Sequence
+from embedmux.server.records import LowRankTables, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,10 @@ class Runtime:
         )
         low_rank = LowRankTables(arena.data, arena.tables)
         self.backbone = load_backbone(self.spec, self.folder, low_rank=low_rank, dtype=dtype)
-        base = config.adapters / BASE_FOLDER / "calibration.safetensors" if config.adapters else None
-        base_calibrations = read_calibrations(base, BASE_FOLDER) if base and base.exists() else {}
+        base_calibrations = {}
+        if config.adapters is not None:
+            path = config.adapters / BASE_FOLDER / "calibration.safetensors"
+            base_calibrations = read_calibrations(path, BASE_FOLDER, root=config.adapters)
         self.registry = AdapterRegistry(arena, base_calibrations)
         if config.adapters is not None:
             for folder in list_adapter_folders(config.adapters):

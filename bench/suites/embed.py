@@ -190,7 +190,9 @@ def demo() -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "--quiet", str(root), str(clone)], check=True)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("VIRTUAL_ENV", "MAKE"))}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("VIRTUAL_ENV", "MAKE"))
+        }
         started = time.perf_counter()
         subprocess.run(["make", "demo"], cwd=clone, env=environment, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - started

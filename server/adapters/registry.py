@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from embedmux.server.adapters.arena import AdapterArena
 from embedmux.server.errors import AdapterConflict, NotFound
-from embedmux.server.records import BASE_MODEL, Adapter, AdapterInfo, Calibration
+from embedmux.server.facts import AdapterInfo
+from embedmux.server.records import BASE_MODEL, Adapter, Calibration
 
 
 @dataclass(slots=True)

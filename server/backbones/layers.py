@@ -13,7 +13,9 @@ class LoraLinear:
     The adapters' factors live in one flat tensor; a batch changes only two small integer arrays.
     """
 
-    def __init__(self, linear: FusedLinear, checkpoint: Checkpoint, *, low_rank: LowRankTables, dtype: torch.dtype) -> None:
+    def __init__(
+        self, linear: FusedLinear, checkpoint: Checkpoint, *, low_rank: LowRankTables, dtype: torch.dtype
+    ) -> None:
         widths = [width for _, width in linear.slices]
         weights = [checkpoint.take(f"{name}.weight", (width, linear.in_features)) for name, width in linear.slices]
         biases = [checkpoint.take(f"{name}.bias", (width,)) for name, width in linear.slices]

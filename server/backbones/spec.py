@@ -103,7 +103,9 @@ def _pooling(folder: Path) -> Pooling:
     modes = config.get("pooling_mode")
     if modes is None:
         names = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
-        flags = [key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on]
+        flags = [
+            key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on
+        ]
         modes = [names.get(flag, flag) for flag in flags] or ["mean"]
     modes = [modes] if isinstance(modes, str) else list(modes)
     names_now = {"lasttoken": "last"}
@@ -111,5 +113,7 @@ def _pooling(folder: Path) -> Pooling:
     if len(modes) != 1 or names_now.get(modes[0], modes[0]) not in known:
         raise ModelRejected(f"model {folder.name!r}: pooling {modes}; this version does one of {sorted(known)}")
     if config.get("include_prompt") is False:
-        raise ModelRejected(f"model {folder.name!r}: include_prompt is false; this version pools the prompt's tokens too")
+        raise ModelRejected(
+            f"model {folder.name!r}: include_prompt is false; this version pools the prompt's tokens too"
+        )
     return Pooling(names_now.get(modes[0], modes[0]))

@@ -8,8 +8,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
-from embedmux.server.adapters.registry import AdapterRegistry
 from embedmux.server.batching.pack import order
 from embedmux.server.batching.scheduler import Scheduler
 from embedmux.server.errors import (
@@ -29,12 +29,22 @@ Done = Callable[[EngineJob], None]
 Compute = Callable[[list[Sequence]], list[bytes]]
 
 
+class Leases(Protocol):
+    """Who knows the slots: a leased adapter stays in its slot until it is released (AdapterRegistry)."""
+
+    def lease(self, handle: int) -> int:
+        """The slot of an adapter; raises NotFound when it was unloaded."""
+
+    def release(self, handle: int) -> None:
+        """Gives one lease back."""
+
+
 class Engine:
     """Queues texts, batches them over requests and adapters, and runs ``compute`` on a thread of its own."""
 
-    def __init__(self, compute: Compute, registry: AdapterRegistry, scheduler: Scheduler) -> None:
+    def __init__(self, compute: Compute, leases: Leases, scheduler: Scheduler) -> None:
         self._compute = compute
-        self._registry = registry
+        self._leases = leases
         self._scheduler = scheduler
         self._wake = threading.Condition()
         self._done: dict[int, tuple[EngineJob, Done]] = {}  # id(job) -> job, callback
@@ -49,7 +59,7 @@ class Engine:
         sequences: list[Sequence] = []
         for index in range(len(job.adapters)):
             try:
-                slot = self._registry.lease(int(job.adapters[index]))
+                slot = self._leases.lease(int(job.adapters[index]))
             except EmbedmuxError as error:
                 job.errors[index] = error
                 continue
@@ -70,7 +80,7 @@ class Engine:
         if refused is not None:
             for sequence in sequences:
                 job.errors[sequence.index] = refused
-                self._registry.release(int(job.adapters[sequence.index]))
+                self._leases.release(int(job.adapters[sequence.index]))
             job.remaining = 0
         if not job.remaining:
             done(job)
@@ -130,7 +140,7 @@ class Engine:
 
     def _finish(self, sequence: Sequence) -> None:
         job = sequence.job
-        self._registry.release(int(job.adapters[sequence.index]))
+        self._leases.release(int(job.adapters[sequence.index]))
         with self._wake:  # cancel runs on the caller's thread, so the count is shared
             job.remaining -= 1
             done = self._done.pop(id(job))[1] if not job.remaining else None

@@ -4,6 +4,7 @@ Started by the supervisor as ``python -m embedmux.server.bridge.child SOCKET_FD 
 is told to (CLOSE) or when the front's end of the socket closes, so it never outlives the front.
 """
 
+import json
 import logging
 import math
 import mmap
@@ -16,8 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
-import json
-
 from embedmux.server.bridge.frames import (
     JOB_ID,
     SUBMIT,
@@ -26,12 +25,11 @@ from embedmux.server.bridge.frames import (
     Kind,
     done_frame,
     error_to_json,
-    frame,
     json_frame,
 )
 from embedmux.server.config import EngineConfig
 from embedmux.server.errors import EmbedmuxError, EngineFailure
-from embedmux.server.records import EngineJob, Encoding, OutputSpec
+from embedmux.server.records import Encoding, EngineJob, OutputSpec
 from embedmux.server.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -103,7 +101,8 @@ class EngineProcess:
             if call["method"] == "load_adapter":
                 result: Any = asdict(self._runtime.load_adapter(**call["arguments"]))
             elif call["method"] == "unload_adapter":
-                result = self._runtime.registry.remove(**call["arguments"])
+                self._runtime.registry.remove(**call["arguments"])
+                result = None
             else:
                 raise EngineFailure(f"the engine has no method {call['method']!r}")
             answer = {"id": call["id"], "result": result}

@@ -19,8 +19,9 @@ from embedmux.server.bridge.frames import (
     parse_done,
 )
 from embedmux.server.errors import EmbedmuxError, Overloaded, Unavailable
+from embedmux.server.facts import AdapterInfo, ModelInfo
 from embedmux.server.free_list import FreeList
-from embedmux.server.records import AdapterInfo, Encoding, ModelInfo, OutputSpec
+from embedmux.server.records import Encoding, OutputSpec
 
 ENCODING_INDEX = {encoding: index for index, encoding in enumerate(Encoding)}
 MEMORY_RETRY_S = 0.1

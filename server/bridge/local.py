@@ -7,7 +7,8 @@ import numpy as np
 
 from embedmux.server.config import EngineConfig
 from embedmux.server.errors import EmbedmuxError
-from embedmux.server.records import AdapterInfo, EngineJob, ModelInfo, OutputSpec
+from embedmux.server.facts import AdapterInfo, ModelInfo
+from embedmux.server.records import EngineJob, OutputSpec
 from embedmux.server.runtime import Runtime
 
 
@@ -47,7 +48,10 @@ class LocalEngine:
             if not done.done():
                 done.set_result(None)
 
-        self.runtime.engine.submit(job, lambda _: loop.call_soon_threadsafe(resolve))
+        def finished(_: EngineJob) -> None:
+            loop.call_soon_threadsafe(resolve)
+
+        self.runtime.engine.submit(job, finished)
         try:
             await done
         except asyncio.CancelledError:

@@ -3,7 +3,8 @@
 from typing import Protocol
 
 from embedmux.server.errors import EmbedmuxError
-from embedmux.server.records import AdapterInfo, ModelInfo, OutputSpec
+from embedmux.server.facts import AdapterInfo, ModelInfo
+from embedmux.server.records import OutputSpec
 
 
 class EnginePort(Protocol):

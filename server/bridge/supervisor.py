@@ -15,7 +15,8 @@ from collections.abc import Callable
 from embedmux.server.bridge.link import EngineLink, adapter_info
 from embedmux.server.config import EngineConfig
 from embedmux.server.errors import EmbedmuxError, Unavailable
-from embedmux.server.records import AdapterInfo, ModelInfo, OutputSpec
+from embedmux.server.facts import AdapterInfo, ModelInfo
+from embedmux.server.records import OutputSpec
 
 logger = logging.getLogger(__name__)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0

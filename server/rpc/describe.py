@@ -1,10 +1,10 @@
 """What the server says of itself, as proto: adapters, models, tasks, limits."""
 
 from embedmux.proto import adapters_pb2, server_pb2
-from embedmux.server import records
+from embedmux.server import facts
 
 
-def adapter_info(adapter: records.AdapterInfo) -> adapters_pb2.AdapterInfo:
+def adapter_info(adapter: facts.AdapterInfo) -> adapters_pb2.AdapterInfo:
     """What clients see of a loaded adapter."""
     return adapters_pb2.AdapterInfo(
         id=adapter.id,
@@ -18,7 +18,7 @@ def adapter_info(adapter: records.AdapterInfo) -> adapters_pb2.AdapterInfo:
     )
 
 
-def info_reply(info: records.ServerInfo) -> server_pb2.InfoResponse:
+def info_reply(info: facts.ServerInfo) -> server_pb2.InfoResponse:
     """The answer of Server.Info."""
     limits = server_pb2.Limits(
         max_texts=info.limits.max_texts,
@@ -31,7 +31,7 @@ def info_reply(info: records.ServerInfo) -> server_pb2.InfoResponse:
     return server_pb2.InfoResponse(version=info.version, state=info.state.value, models=models, limits=limits)
 
 
-def model_info(model: records.ServedModel) -> server_pb2.ModelInfo:
+def model_info(model: facts.ServedModel) -> server_pb2.ModelInfo:
     """One model with its tasks and prompts."""
     return server_pb2.ModelInfo(
         name=model.info.name,
@@ -50,7 +50,7 @@ def model_info(model: records.ServedModel) -> server_pb2.ModelInfo:
     )
 
 
-def task_info(task: records.TaskInfo) -> server_pb2.TaskInfo:
+def task_info(task: facts.TaskInfo) -> server_pb2.TaskInfo:
     """One task; an empty adapter is the bare backbone."""
     return server_pb2.TaskInfo(
         name=task.name,

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from grpc_health.v1 import health_pb2
 
 from embedmux.server.errors import NotFound, Unavailable
-from embedmux.server.records import ServerState
+from embedmux.server.facts import ServerState
 from embedmux.server.rpc.calls import Call
 from embedmux.server.rpc.lifecycle import Lifecycle
 

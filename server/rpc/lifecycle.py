@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from embedmux.server.records import ServerState
+from embedmux.server.facts import ServerState
 
 CLOSING = (ServerState.DRAINING, ServerState.STOPPED)
 

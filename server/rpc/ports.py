@@ -3,7 +3,8 @@
 from typing import Protocol
 
 from embedmux.server.errors import EmbedmuxError
-from embedmux.server.records import AdapterInfo, EmbedJob, EmbedResult, ServerInfo, TokenizedText
+from embedmux.server.facts import AdapterInfo, ServerInfo
+from embedmux.server.records import EmbedJob, EmbedResult, TokenizedText
 
 
 class Encoder(Protocol):

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from embedmux.server.records import ServerState
+from embedmux.server.facts import ServerState
 from embedmux.server.rpc.calls import Calls
 from embedmux.server.rpc.decode import decoder
 from embedmux.server.rpc.health import Health

@@ -31,7 +31,9 @@ def read_prompts(folder: Path) -> Prompts:
     config = read_json(folder / "config_sentence_transformers.json", optional=True)
     prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
-        raise ModelRejected(f"model {folder.name!r}: prompts in config_sentence_transformers.json are not names to texts")
+        raise ModelRejected(
+            f"model {folder.name!r}: prompts in config_sentence_transformers.json are not names to texts"
+        )
     if default is not None and default not in prompts:
         raise ModelRejected(f"model {folder.name!r}: default_prompt_name {default!r} is not among {sorted(prompts)}")
     return Prompts(prompts, default)

@@ -1,4 +1,4 @@
-"""A model's tokenizer, off the event loop, with the truth about length: nothing is cut unless asked, and then it is said."""
+"""A model's tokenizer, off the event loop, with the truth about length: a text is cut only if asked, and it is said."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,9 @@ class Tokenizer:
     def __init__(self, folder: Path, *, max_tokens: int, num_threads: int = 2) -> None:
         path = folder / "tokenizer.json"
         if not path.exists():
-            raise ModelRejected(f"model {folder.name!r} has no tokenizer.json; save its fast tokenizer beside the weights")
+            raise ModelRejected(
+                f"model {folder.name!r} has no tokenizer.json; save its fast tokenizer beside the weights"
+            )
         self._tokenizer = FastTokenizer.from_file(str(path))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -28,7 +30,7 @@ class Tokenizer:
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="embedmux-tokenizer")
 
     async def encode(self, texts: list[str], truncate: Truncate) -> list[Tokens | InvalidRequest]:
-        """Token ids of texts that already carry their prompts, special tokens added; an error per text that has none."""
+        """Token ids, special tokens added, of texts that already carry their prompts; an error per text without any."""
         if sum(map(len, texts)) <= INLINE_CHARACTERS:
             return self.encode_now(texts, truncate)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.encode_now, texts, truncate)
@@ -39,7 +41,7 @@ class Tokenizer:
 
     def pieces(self, ids: list[int]) -> list[str]:
         """The vocabulary entry of every id."""
-        return [self._tokenizer.id_to_token(token_id) for token_id in ids]
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in ids]
 
     def close(self) -> None:
         """Ends the threads."""

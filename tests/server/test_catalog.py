@@ -6,7 +6,8 @@ import pytest
 
 from embedmux.server.catalog import Catalog
 from embedmux.server.errors import EmbedmuxError, InvalidRequest, NotFound
-from embedmux.server.records import BASE_MODEL, AdapterInfo, Encoding, Instruction, ModelInfo, Role
+from embedmux.server.facts import AdapterInfo, ModelInfo
+from embedmux.server.records import BASE_MODEL, Encoding, Instruction, Role
 from embedmux.server.text.prompts import Prompts
 
 MODEL = ModelInfo("tiny", "b" * 64, "bert", 32, 64, "mean", "float32", "cpu", {32: "base-ranges"}, {}, "none")
@@ -68,7 +69,9 @@ def test_task_size_and_free_prompt_change_the_space(other: tuple[Instruction, in
 def test_encoding_does_not_change_the_space_but_calibration_is_told() -> None:
     catalog = make_catalog(RETRIEVAL)
     instruction = Instruction(task="retrieval", role=Role.QUERY)
-    assert catalog.route(instruction, 16, Encoding.BINARY).space == catalog.route(instruction, 16, Encoding.FLOAT32).space
+    assert (
+        catalog.route(instruction, 16, Encoding.BINARY).space == catalog.route(instruction, 16, Encoding.FLOAT32).space
+    )
     assert catalog.route(instruction, 16, Encoding.INT8).space.calibration == "ranges"
     assert catalog.route(Instruction(), 32, Encoding.UINT8).space.calibration == "base-ranges"
 
@@ -112,8 +115,18 @@ def test_the_default_prompt_is_used_when_nothing_is_named() -> None:
         (Instruction(adapter="x"), Encoding.FLOAT32, NotFound, "'x' is not loaded; loaded: retrieval, text-matching"),
         (Instruction(prompt_name="x"), Encoding.FLOAT32, NotFound, "prompt 'x' is not known here; known: none"),
         (Instruction(task="retrieval"), Encoding.FLOAT32, InvalidRequest, "set role to query or document"),
-        (Instruction(task="retrieval_query", role=Role.DOCUMENT), Encoding.FLOAT32, InvalidRequest, "means role 'query'"),
-        (Instruction(task="text-matching", adapter="retrieval"), Encoding.FLOAT32, InvalidRequest, "name one of the two"),
+        (
+            Instruction(task="retrieval_query", role=Role.DOCUMENT),
+            Encoding.FLOAT32,
+            InvalidRequest,
+            "means role 'query'",
+        ),
+        (
+            Instruction(task="text-matching", adapter="retrieval"),
+            Encoding.FLOAT32,
+            InvalidRequest,
+            "name one of the two",
+        ),
         (Instruction(task="text-matching"), Encoding.INT8, InvalidRequest, "has none for 32 dimensions; it has: none"),
     ],
 )

@@ -6,7 +6,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from embedmux.server.records import ServerState
+from embedmux.server.facts import ServerState
 from embedmux.server.rpc.health import Health
 from embedmux.server.rpc.lifecycle import Lifecycle
 

@@ -9,14 +9,7 @@ from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from embedmux.proto import adapters_pb2, embed_pb2, server_pb2
-from embedmux.server.records import (
-    ModelInfo,
-    ServedModel,
-    ServerInfo,
-    ServerLimits,
-    ServerState,
-    TaskInfo,
-)
+from embedmux.server.facts import ModelInfo, ServedModel, ServerInfo, ServerLimits, ServerState, TaskInfo
 from embedmux.server.rpc.adapters import Adapters
 from embedmux.server.rpc.embedder import Embedder
 from embedmux.server.rpc.info import Info

@@ -7,7 +7,8 @@ import grpc
 import pytest
 
 from embedmux.proto import embed_pb2
-from embedmux.server.records import EmbedResult, Encoding, ServerState, Space
+from embedmux.server.facts import ServerState
+from embedmux.server.records import EmbedResult, Encoding, Space
 
 TIMEOUT_S = 20  # of every stream, so that one that hangs fails
 

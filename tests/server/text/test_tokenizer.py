@@ -43,5 +43,5 @@ async def test_long_work_leaves_the_event_loop(folder: Path) -> None:
 
 
 def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelRejected, match="has no tokenizer.json"):
+    with pytest.raises(ModelRejected, match=r"has no tokenizer\.json"):
         Tokenizer(tmp_path, max_tokens=8)
