@@ -1,8 +1,7 @@
 // The inner part of gemm_amx.cpp: one task on one thread.
 #pragma once
 
-#include "gemm_amx_tiles.h"
-#include "lora_segments.h"
+#include "gemm_amx_low_rank.h"
 
 #ifdef EMBEDMUX_X86
 
@@ -12,15 +11,6 @@ namespace embedmux {
 // the one it wants before each use, so finding them released is safe for it.
 void acquire_tiles();
 void release_tiles();
-
-struct Product {
-  const LoraCall& call;
-  const uint16_t* x;
-  const uint16_t* packed;
-  const uint16_t* bias;  // null if there is none
-  uint16_t* output;
-  int64_t steps;  // along K
-};
 
 // Rows [first_row, last_row) by panels [first_panel, last_panel), on a thread that holds the tiles.
 void run_amx_task(const Product& product, int64_t first_row, int64_t last_row, int64_t first_panel, int64_t last_panel);

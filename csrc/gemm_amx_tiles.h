@@ -26,6 +26,9 @@ inline uint32_t low_bits(int64_t count) {
   return count <= 0 ? 0 : count >= 32 ? ~uint32_t{0} : (uint32_t{1} << count) - 1;
 }
 
+// The tile instructions are opaque to the compiler: what they read must be in memory before.
+inline void settle_memory() { __asm__ volatile("" ::: "memory"); }
+
 // 16 bfloat16 as float.
 EMBEDMUX_AMX inline __m512 widen(__m256i values) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));

@@ -18,7 +18,7 @@ def lora_matmul(
     activation: str,
     packed: torch.Tensor | None,
 ) -> torch.Tensor:
-    """activation(x Wᵀ + bias + B(A x)), summed in at least float32; float64 inputs give the float64 oracle of the tests."""
+    """activation(x Wᵀ + bias + B(A x)), in at least float32 (in float64 for float64 inputs: the tests' oracle)."""
     wide = torch.promote_types(x.dtype, torch.float32)
     rows, y = x.to(wide), F.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
     factors, ends, offsets = arena.to(wide), list(accumulate(slices)), segment_offsets.tolist()

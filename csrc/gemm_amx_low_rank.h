@@ -1,0 +1,75 @@
+// The low-rank parts of one task of the AMX kernel: A x before its panels, B in tiles before each group of panels.
+#pragma once
+
+#include <c10/core/impl/alloc_cpu.h>
+
+#include <vector>
+
+#include "gemm_amx_tiles.h"
+#include "lora_segments.h"
+
+#ifdef EMBEDMUX_X86
+
+namespace embedmux {
+
+struct Product {
+  const LoraCall& call;
+  const uint16_t* x;
+  const uint16_t* packed;
+  const uint16_t* bias;  // null if there is none
+  uint16_t* output;
+  int64_t steps;  // along K
+};
+
+// Memory of one thread, kept between calls: fresh pages would cost more than a small product.
+class Scratch {
+ public:
+  ~Scratch() { c10::free_cpu(memory_); }
+  uint16_t* reserve(int64_t elements) {
+    if (elements > size_) {
+      c10::free_cpu(memory_);
+      memory_ = c10::alloc_cpu(elements * sizeof(uint16_t));
+      size_ = elements;
+    }
+    return static_cast<uint16_t*>(memory_);
+  }
+
+ private:
+  void* memory_ = nullptr;
+  int64_t size_ = 0;
+};
+
+// The low-rank part of one segment and slice inside a task. Rows and tiles count from the task's first.
+struct LowRank {
+  int64_t first_row, last_row;
+  int64_t first_column, last_column;
+  int64_t rank, rank_tiles;
+  const uint16_t* a;
+  const uint16_t* b;
+  uint16_t* down;  // A x: row tiles [num_tiles, rank_tiles]
+  uint16_t* up;    // B: pair tiles [panels of the group, rank_tiles, 2]
+
+  int64_t first_tile() const { return first_row / kTileRows; }
+  int64_t last_tile() const { return divide_up(last_row, kTileRows); }
+  int64_t num_tiles() const { return last_tile() - first_tile(); }
+  int64_t up_elements() const { return rank_tiles * kStepElements; }  // a panel
+  bool meets(int64_t column) const { return first_column < column + kPanelColumns && column < last_column; }
+};
+
+struct LowRankScratch {
+  Scratch a, down, up;
+};
+
+// The parts that meet rows [first, last) of the call, A x computed from the rows' tiles.
+std::vector<LowRank> shrink_segments(const Product& product, int64_t first, int64_t last, const uint16_t* rows,
+                                     LowRankScratch& scratch);
+
+// Gives the parts room for the B of one group of at most `panels` panels, and returns the panels of a group.
+int64_t place_groups(const Product& product, int64_t panels, std::vector<LowRank>& parts, LowRankScratch& scratch);
+
+// Fills the pair tiles of B for the panels [first, last) of a group.
+void expand_group(const std::vector<LowRank>& parts, int64_t first, int64_t last);
+
+}  // namespace embedmux
+
+#endif
