@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from embedmux.server.errors import InvalidConfig
+
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("cpu", "cuda")
 
@@ -31,12 +33,12 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+            raise InvalidConfig(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
         if self.device not in DEVICES:
-            raise ValueError(f"device is {self.device!r}; it must be one of {', '.join(DEVICES)}")
+            raise InvalidConfig(f"device is {self.device!r}; it must be one of {', '.join(DEVICES)}")
         for name in ("max_batch_tokens", "max_batch_texts", "max_queue_tokens", "max_adapters", "max_adapter_bytes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise InvalidConfig(f"{name} is {getattr(self, name)}; it must be at least 1")
 
     def to_json(self) -> str:
         """The form in which the engine process gets it."""

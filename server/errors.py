@@ -11,7 +11,8 @@ EmbedmuxError
 ├── Cancelled             the caller went away                                           CANCELLED
 ├── Unavailable           starting, draining, or the engine process is being restarted   UNAVAILABLE
 ├── EngineFailure         the computation itself failed                                  INTERNAL
-└── ModelRejected         the model folder cannot be served (start-up only)              FAILED_PRECONDITION
+├── ModelRejected         the model folder cannot be served (start-up only)              FAILED_PRECONDITION
+└── InvalidConfig         the server was told something it cannot do (start-up only)     FAILED_PRECONDITION
 
 Messages name the thing, the value, the limit and the next step; lower case, no full stop.
 """
@@ -67,3 +68,7 @@ class EngineFailure(EmbedmuxError):
 
 class ModelRejected(EmbedmuxError):
     """The model folder cannot be served."""
+
+
+class InvalidConfig(EmbedmuxError):
+    """The server was started with a setting it cannot use."""

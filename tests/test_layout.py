@@ -39,7 +39,7 @@ RANKS = {
     "cli": 0, "app": 1, "rpc": 2, "encode": 3, "catalog": 4, "runtime": 4, "bridge": 4,
     "text": 5, "adapters": 5, "batching": 5, "outputs": 5, "backbones": 6,
 }  # fmt: skip
-EVERYONE = {"errors", "config", "records", "tasks", "spaces", "models", "free_list", "defaults"}
+EVERYONE = {"errors", "config", "records", "facts", "tasks", "spaces", "models", "free_list", "defaults"}
 
 
 def imports_of(path: Path) -> list[str]:

@@ -74,7 +74,8 @@ def load_spec(folder: Path) -> Spec:
     )
     if spec.hidden_size % spec.num_heads:
         raise ModelRejected(
-            f"model {folder.name!r}: hidden_size {spec.hidden_size} is no multiple of num_attention_heads {spec.num_heads}"
+            f"model {folder.name!r}: hidden_size {spec.hidden_size} is no multiple of "
+            f"num_attention_heads {spec.num_heads}"
         )
     return spec
 

@@ -96,16 +96,16 @@ class Supervisor:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
-        ended = True
-        if self._link is not None:
+        ended = False
+        if self._link is not None and not self._link.lost.done():
             self._link.close()
             try:
                 await asyncio.wait_for(asyncio.shield(self._link.lost), timeout_s)
+                ended = True
             except TimeoutError:
-                ended = False
-        if self._process is not None:
-            if not ended:
                 logger.warning("the engine did not drain within %.1f s; killing it", timeout_s)
+        if self._process is not None:
+            if not ended:  # it did not drain, or was still loading and holds nothing
                 self._process.kill()
             await asyncio.to_thread(self._process.wait)
         return ended
@@ -120,7 +120,7 @@ class Supervisor:
         pause_s, started = FIRST_PAUSE_S, time.monotonic()
         while not self._closing:
             assert self._link is not None and self._process is not None
-            await self._link.lost
+            await asyncio.shield(self._link.lost)  # close cancels this task, and waits for the same future
             code = await asyncio.to_thread(self._process.wait)
             logger.error("the engine process ended with exit code %s; restarting it", code)
             self._on_change(False)

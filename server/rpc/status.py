@@ -20,6 +20,7 @@ STATUS: dict[type[EmbedmuxError], grpc.StatusCode] = {
     errors.Cancelled: grpc.StatusCode.CANCELLED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.EngineFailure: grpc.StatusCode.INTERNAL,
+    errors.InvalidConfig: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ModelRejected: grpc.StatusCode.FAILED_PRECONDITION,
 }
 # Clients refuse trailers over 8 KiB, and gRPC writes a non-ASCII byte of a message as three.
