@@ -32,14 +32,16 @@ class Gain:
         return bootstrap_interval(self.before, self.after) if self.before.task == "retrieval" else None
 
 
-def measure_gains(trained: TrainedAdapter, *, leave_out: bool, console: Console) -> list[Gain]:
-    """Score the bare model and the adapter on the test part of every dataset of the task under the data folder.
+def measure_gains(
+    trained: TrainedAdapter, *, datasets: Sequence[str] | None = None, leave_out: bool, console: Console
+) -> list[Gain]:
+    """Score the bare model and the adapter on test parts: of `datasets`, or of all of the task in the data folder.
 
     `leave_out` trains once more without each dataset, with the same settings, and scores that adapter on it; it takes
     as many training runs as there are datasets and is skipped when there is only one.
     """
     task, data = trained.config.task, trained.config.data
-    names = [folder.name for folder in find_datasets(data, task=task, part="test")]
+    names = list(datasets or (folder.name for folder in find_datasets(data, task=task, part="test")))
     console.print(f"scoring the bare model on {', '.join(names)}")
     before = score(load_backbone(trained.config.model), {}, task=task, data=data, datasets=names)
     console.print("scoring the adapter")
