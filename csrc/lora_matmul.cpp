@@ -147,7 +147,7 @@ at::Tensor lora_matmul(const at::Tensor& x, const at::Tensor& weight, const std:
 
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   const at::Tensor layout = packed.has_value() ? *packed : pack_weight(weight);
-  if (layout.scalar_type() == at::kBFloat16) {
+  if (layout.scalar_type() == at::kBFloat16 && x.scalar_type() == at::kBFloat16) {
     check_weight_bf16_amx(layout, call);
     const at::Tensor y = at::empty({call.rows, call.columns}, x.options());
     lora_matmul_bf16_amx(call, x, layout, bias, y);
