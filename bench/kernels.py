@@ -2,8 +2,8 @@
 
 lora_matmul is set beside oneDNN's packed linear of the same dtype (without adapters) and, with four adapters of rank 16
 in equal parts, beside itself without adapters. The variants of a shape take turns and the median of a turn's ratios
-counts, so that a busy machine slows them alike; one thread by default, since there a second one mostly waits for its
-turn. The last line is one JSON object: {"bench", "pass", "figures"}.
+counts, so that a busy machine slows them alike. One thread by default, timed by its own processor time: what other
+programs take is not in it. The last line is one JSON object: {"bench", "pass", "figures"}.
 """
 
 import argparse
@@ -47,13 +47,14 @@ class Figure:
 
 def turns(calls: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
     """Seconds of every call in every turn; the calls take turns, the first three turns warm up."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds = []
     for turn in range(repeats + 3):
         row = []
         for call in calls:
-            start = time.perf_counter()
+            start = clock()
             call()
-            row.append(time.perf_counter() - start)
+            row.append(clock() - start)
         if turn >= 3:
             seconds.append(row)
     return seconds

@@ -20,28 +20,35 @@ struct EpilogueArguments {
   float* down;  // scratch [kBlockRows, highest rank]: A x of one block of rows
 };
 
-// down[row][q] = A[q] · x[row] for R rows and Q rows of A. Each sum runs alone through the K lanes in order, so R and Q
-// are free to follow the shape.
+// down[row][q] = A[q] · x[row] for R rows and Q rows of A. Each sum runs alone through the K lanes in order and then
+// through one tree, so R and Q are free to follow the shape.
 template <int W, int R, int Q, typename Element>
 EMBEDMUX_INLINE void dot_rows(const float* x, const Element* a, int64_t inner, float* down, int64_t stride) {
-  typename Lanes<W>::Float sums[R][Q] = {};
+  typedef typename Lanes<W>::Float Float;
+  constexpr int kVectors = (R * Q + W - 1) / W * W;
+  Float sums[kVectors] = {};  // [R, Q], the rest zero
   int64_t k = 0;
   for (; k + W <= inner; k += W) {
-    typename Lanes<W>::Float factors[Q];
+    Float factors[Q];
     for (int q = 0; q < Q; ++q) factors[q] = load<W>(a + q * inner + k);
     for (int row = 0; row < R; ++row) {
-      const typename Lanes<W>::Float values = load<W>(x + row * inner + k);
-      for (int q = 0; q < Q; ++q) sums[row][q] += values * factors[q];
+      const Float values = load<W>(x + row * inner + k);
+      for (int q = 0; q < Q; ++q) sums[row * Q + q] += values * factors[q];
     }
   }
   if (k < inner) {
     for (int row = 0; row < R; ++row) {
-      const typename Lanes<W>::Float values = load_part<W>(x + row * inner + k, inner - k);
-      for (int q = 0; q < Q; ++q) sums[row][q] += values * load_part<W>(a + q * inner + k, inner - k);
+      const Float values = load_part<W>(x + row * inner + k, inner - k);
+      for (int q = 0; q < Q; ++q) sums[row * Q + q] += values * load_part<W>(a + q * inner + k, inner - k);
     }
   }
-  for (int row = 0; row < R; ++row) {
-    for (int q = 0; q < Q; ++q) down[row * stride + q] = sum<W>(sums[row][q]);
+  for (int first = 0; first < R * Q; first += W) {
+    sum_lanes<W>(sums + first);
+    float lanes[W];
+    std::memcpy(lanes, sums + first, sizeof(lanes));
+    for (int lane = 0; lane < W && first + lane < R * Q; ++lane) {
+      down[(first + lane) / Q * stride + (first + lane) % Q] = lanes[lane];
+    }
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #define EMBEDMUX_INLINE __attribute__((always_inline)) inline
 
@@ -64,15 +65,21 @@ EMBEDMUX_INLINE void store(BFloat16Bits* target, const typename Lanes<W>::Float&
   std::memcpy(target, &half, count * sizeof(BFloat16Bits));
 }
 
-// In a fixed order: halves onto each other until one lane is left.
-template <int W>
-EMBEDMUX_INLINE float sum(const typename Lanes<W>::Float& value) {
-  float lanes[W];
-  std::memcpy(lanes, &value, sizeof(value));
-  for (int width = W / 2; width > 0; width /= 2) {
-    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+// Lane l of a + b's neighbours: a[l] + a[l ^ S] where bit S of l is clear, b[l] + b[l ^ S] where it is set.
+template <int W, int S, size_t... L>
+EMBEDMUX_INLINE void fold(typename Lanes<W>::Float& a, const typename Lanes<W>::Float& b, std::index_sequence<L...>) {
+  a = __builtin_shufflevector(a, b, (L & S ? W + L : L)...) +
+      __builtin_shufflevector(a, b, (L & S ? W + (L ^ S) : L ^ S)...);
+}
+
+// Turns W vectors into one of their sums, lane l for vector l. Every sum has the same tree: neighbours at distance 1,
+// 2, 4 and on, so it does not depend on l.
+template <int W, int S = 1>
+EMBEDMUX_INLINE void sum_lanes(typename Lanes<W>::Float* vectors) {
+  if constexpr (S < W) {
+    for (int i = 0; i < W; i += 2 * S) fold<W, S>(vectors[i], vectors[i + S], std::make_index_sequence<W>());
+    sum_lanes<W, 2 * S>(vectors);
   }
-  return lanes[0];
 }
 
 // x Φ(x) by a polynomial for erf(x / √2) / x in x², fitted on |x| <= 5.5 to 8e-8 (Lawson's iteration; Chebyshev, then
