@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -27,13 +28,18 @@ WAIT_S = 60.0
 STEP_S = 0.02
 
 # Each is one token of the vocabulary, so that a text of n words has n + 2 tokens.
-WORDS = (
-    "river mountain paper engine garden window coffee signal market doctor winter summer forest bridge captain "
-    "letter island castle silver copper engineer student teacher library kitchen music painting history science "
-    "water fire stone road train station village city country house door table chair book story poem song dance "
-    "light dark morning evening night day week month year hour minute second number answer question problem "
-    "the a of and to in with for from by slowly quickly never always often here there green blue red white black"
-).split()
+WORDS = tuple(
+    re.findall(
+        r"\w+",
+        """
+        river mountain paper engine garden window coffee signal market doctor winter summer forest bridge captain
+        letter island castle silver copper engineer student teacher library kitchen music painting history science
+        water fire stone road train station village city country house door table chair book story poem song dance
+        light dark morning evening night day week month year hour minute second number answer question problem
+        the a of and to in with for from by slowly quickly never always often here there green blue red white black
+        """,
+    )
+)
 ODD_TEXTS = (
     " ",
     "x",
