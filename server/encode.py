@@ -7,9 +7,13 @@ whole request is raised.
 from embedmux.server.bridge.port import EnginePort
 from embedmux.server.catalog import Catalog
 from embedmux.server.config import Limits
-from embedmux.server.errors import EmbedmuxError, InvalidRequest, NotFound
+from embedmux.server.errors import DeadlineExceeded, EmbedmuxError, InvalidRequest, NotFound, Overloaded, Unavailable
 from embedmux.server.records import EmbedJob, EmbedResult, OutputSpec, Route, Space, TokenizedText, Tokens
 from embedmux.server.text.tokenizer import Tokenizer
+
+# The queue takes or refuses the texts of a request together, and they share a deadline: a client is told by the status
+# of the call, which it knows to try again, and not by one error for each text.
+WHOLE_REQUEST = (Overloaded, Unavailable, DeadlineExceeded)
 
 
 class Encoder:
@@ -32,6 +36,9 @@ class Encoder:
             ids = [tokens[index].ids for index in served]
             adapters = [routes[index].adapter for index in served]
             rows, failed = await self._engine.embed(ids, adapters, output, job.deadline)
+            for error in failed.values():
+                if isinstance(error, WHOLE_REQUEST):
+                    raise error
             errors |= {served[position]: error for position, error in failed.items()}
         return EmbedResult(
             vectors=_place(rows, served, errors, len(job.texts), output),
