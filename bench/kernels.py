@@ -19,7 +19,8 @@ import torch
 from embedmux.kernels import ops
 from embedmux.kernels.lora_matmul import cases
 
-MIXED_BAR = 1.12
+# bfloat16 adds the low-rank part inside the product; float32 adds it to oneDNN's result, read a second time.
+MIXED_BARS = {"bfloat16": 1.12, "float32": 1.20}
 BASE_BAR = 0.70
 
 
@@ -100,7 +101,7 @@ def main() -> None:
         base_speed, mixed_time = (statistics.geometric_mean(column) for column in zip(*ratios, strict=True))
         figures += [
             Figure(f"lora_matmul_base_over_onednn_{dtype}_T{rows}", base_speed, "x", BASE_BAR, at_most=False),
-            Figure(f"lora_matmul_mixed_over_base_{dtype}_T{rows}", mixed_time, "x", MIXED_BAR, at_most=True),
+            Figure(f"lora_matmul_mixed_over_base_{dtype}_T{rows}", mixed_time, "x", MIXED_BARS[dtype], at_most=True),
         ]
     records = [figure.as_record() for figure in figures]
     print(json.dumps({"bench": "kernels", "pass": all(record["pass"] for record in records), "figures": records}))
