@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from embedmux.training.datasets import PairSet, RetrievalSet
 from embedmux.training.evaluate import Embed, Vectors, unit
@@ -45,7 +45,7 @@ def calibrate(texts: Sequence[RoleText], embed: Embed, *, task: str | None) -> d
 def write_calibration(ranges: dict[str, torch.Tensor], folder: Path) -> Path:
     """Write `calibration.safetensors` into `folder` and return its path."""
     path = folder / FILE_NAME
-    save_file(ranges, path, metadata={"format": "pt"})
+    path.write_bytes(save(ranges, metadata={"format": "pt"}))
     return path
 
 

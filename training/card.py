@@ -38,7 +38,7 @@ def write_card(trained: TrainedAdapter, gains: Sequence[Gain], folder: Path) -> 
     sections = [_head(trained), _sources(trained), _training(trained)]
     if gains:
         sections.append(_table(trained, gains))
-    sections.append(_limits(trained))
+    sections.append(_limits(trained, gains))
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return path
 
@@ -79,15 +79,27 @@ def _training(trained: TrainedAdapter) -> str:
             _command(trained),
             "```",
             "",
-            f"{LOSSES[config.task]}; AdamW, learning rate {config.learning_rate:g} with warm-up and linear decay, "
+            f"Loss: {LOSSES[config.task]}. AdamW, learning rate {config.learning_rate:g} with warm-up and decay, "
             f"batches of {config.batch_size}, texts cut at {config.max_tokens} tokens, bfloat16 matrix products, "
-            f"seed {config.seed}. At most {config.max_examples} pairs of one retrieval set are used. "
+            f"seed {config.seed}{_cap(trained)}. "
             f"The weights of step {best.step} of {config.steps} were kept: they were best on {HELD_BACK[config.task]}, "
-            f"held back. {trained.minutes:.0f} minutes on two shared CPU cores.",
+            f"held back. {trained.minutes:.0f} minutes of wall time{_time_limit(trained)}.",
             "",
             f"Held-back score by step: {checks}.",
         )
     )
+
+
+def _cap(trained: TrainedAdapter) -> str:
+    limit = trained.config.max_examples
+    return f", at most {limit} pairs of each dataset" if trained.config.task == "retrieval" else ""
+
+
+def _time_limit(trained: TrainedAdapter) -> str:
+    """Said only where the clock ended the run: it then cannot be repeated to the bit."""
+    config, last = trained.config, trained.checks[-1].step
+    out_of_patience = last - trained.best.step >= config.patience * config.check_every
+    return "" if last == config.steps or out_of_patience else f", which its limit ended at step {last}"
 
 
 def _command(trained: TrainedAdapter) -> str:
@@ -117,7 +129,8 @@ def _table(trained: TrainedAdapter, gains: Sequence[Gain]) -> str:
     )
     lines = [f"## {metric} (x100)", "", "| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", f"{PROTOCOLS[trained.config.task]}. The bare model gets no prompt."])
+    note = f"{PROTOCOLS[trained.config.task]}. The bare model gets no prompt; both with bfloat16 matrix products."
+    return "\n".join([*lines, "", note])
 
 
 def _points(gain: Gain) -> str:
@@ -129,7 +142,7 @@ def _left_out(gain: Gain) -> str:
     return f"{gain.left_out.value - gain.before.value:+.2f}" if gain.left_out else "–"
 
 
-def _limits(trained: TrainedAdapter) -> str:
+def _limits(trained: TrainedAdapter, gains: Sequence[Gain]) -> str:
     return "\n".join(
         (
             "## Limits",
@@ -138,8 +151,8 @@ def _limits(trained: TrainedAdapter) -> str:
             f"- Texts were cut at {trained.config.max_tokens} tokens in training; longer ones work, and were measured "
             "at the base model's own limit.",
             "- Vectors of this adapter compare with each other only, not with those of the bare model or another task.",
-            "- On domains far from the training data expect the gain of the last column, not that of the one before."
-            if trained.config.task in ("retrieval", "classification")
+            "- On sources unlike the training data expect the gain of the last column, not that of the one before."
+            if any(gain.left_out for gain in gains)
             else "- The training data is narrow: measure on your own texts before relying on the gain.",
         )
     )

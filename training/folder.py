@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from embedmux.training.backbone import public_name
 from embedmux.training.lora import trainable
@@ -32,7 +32,8 @@ def write_adapter(trained: TrainedAdapter, folder: Path) -> None:
     config["base_model_name_or_path"] = public_name(trained.config.model)
     config["target_modules"] = sorted(config["target_modules"])
     half = {name: tensor.half().contiguous() for name, tensor in sorted(tensors.items())}
-    save_file(half, folder / WEIGHTS, metadata={"format": "pt"})
+    # Written by hand: save_file would make it readable for this user only, and a server often is another one.
+    (folder / WEIGHTS).write_bytes(save(half, metadata={"format": "pt"}))
     _write_json(folder / "adapter_config.json", config)
     _write_json(folder / "task.json", {"task": trained.config.task})
     _write_json(folder / "config_sentence_transformers.json", {"prompts": trained.config.prompts})
