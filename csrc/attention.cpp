@@ -16,17 +16,36 @@ namespace {
 using attention::Cell;
 using attention::Kernels;
 using attention::kKeys;
-using attention::kKeyStep;
 using attention::kLanes;
 using attention::kRows;
 using attention::round_up;
 using attention::Source;
 
-constexpr int kChunkRows = 256;              // query rows (of all heads of a group) that share one packing of keys
+constexpr int kChunkRows = 256;  // query rows (of all heads of a group) that share one packing of keys
+// Tiles that go through each step side by side, so that what one step has just written is not read at once.
+constexpr int kTogether = 2;
 constexpr int64_t kScoresPerThread = 60000;  // less than this is done before a second thread has woken up
 
+// A [T, heads, D] tensor; strides in elements.
+struct View {
+  char* data;
+  int64_t element_size, token_stride, head_stride;
+  int depth;
+
+  explicit View(const at::Tensor& tensor)
+      : data(static_cast<char*>(const_cast<void*>(tensor.const_data_ptr()))),
+        element_size(tensor.element_size()),
+        token_stride(tensor.stride(0)),
+        head_stride(tensor.stride(1)),
+        depth(static_cast<int>(tensor.size(2))) {}
+
+  Source rows(int64_t token, int64_t head, int count) const {
+    return {data + (token * token_stride + head * head_stride) * element_size, token_stride, count, depth};
+  }
+};
+
 struct Problem {
-  at::Tensor q, k, v, out;
+  View q, k, v, out;
   const int32_t* offsets;
   int heads, groups, depth;  // key and value heads, query heads for each of them, D
   bool causal;
@@ -47,12 +66,6 @@ struct Chunk {
   int first, rows;
 };
 
-Source rows_of(const at::Tensor& tensor, int64_t token, int64_t head, int rows) {
-  const int64_t start = token * tensor.stride(0) + head * tensor.stride(1);
-  const char* data = static_cast<const char*>(tensor.const_data_ptr()) + start * tensor.element_size();
-  return {data, tensor.stride(0), rows, static_cast<int>(tensor.size(2))};
-}
-
 // One thread's memory: its size depends on D and the head grouping alone, never on a sequence's length.
 class Workspace {
  public:
@@ -64,8 +77,8 @@ class Workspace {
     const int sizes[] = {rows * depth_cells,
                          kKeys * depth_cells,
                          width * key_cells,
-                         kRows * kKeys,
-                         kRows * key_cells,
+                         kTogether * kRows * kKeys,
+                         kTogether * kRows * key_cells,
                          rows * width,
                          rows,
                          rows};
@@ -75,7 +88,7 @@ class Workspace {
     if (static_cast<int64_t>(memory.size()) < total) memory.assign(total, 0);
     const auto address = reinterpret_cast<uintptr_t>(memory.data());
     Cell* next = memory.data() + (64 - address % 64) % 64 / sizeof(Cell);
-    Cell** const parts[] = {&queries, &keys, &values, &scores_, &weights, &output_, &shift_, &sum_};
+    Cell** const parts[] = {&queries, &keys, &values, &scores_, &weights_, &output_, &shift_, &sum_};
     for (int part = 0; part < 8; ++part) {
       *parts[part] = next;
       next += round_up(sizes[part], kLanes);
@@ -83,14 +96,15 @@ class Workspace {
   }
 
   const int depth_cells, key_cells, width;
-  Cell *queries, *keys, *values, *weights;
-  float* scores() const { return reinterpret_cast<float*>(scores_); }
+  Cell *queries, *keys, *values;
+  float* scores(int place) const { return reinterpret_cast<float*>(scores_) + place * kRows * kKeys; }
+  Cell* weights(int place) const { return weights_ + place * kRows * key_cells; }
   float* output(int tile) const { return reinterpret_cast<float*>(output_) + tile * kRows * width; }
   float* shift(int tile) const { return reinterpret_cast<float*>(shift_) + tile * kRows; }
   float* sum(int tile) const { return reinterpret_cast<float*>(sum_) + tile * kRows; }
 
  private:
-  Cell *scores_, *output_, *shift_, *sum_;
+  Cell *scores_, *weights_, *output_, *shift_, *sum_;
 };
 
 void pack_block(const Problem& p, const Kernels& kernels, const Workspace& w, const Chunk& chunk, int head, int first,
@@ -98,66 +112,88 @@ void pack_block(const Problem& p, const Kernels& kernels, const Workspace& w, co
   const int block = first / kKeys * kKeys;
   const int rows = std::min(last, chunk.length) - first;
   const int key_stride = w.depth_cells * kLanes;
-  kernels.pack_keys(rows_of(p.k, chunk.begin + first, head, rows), w.keys + (first - block) / kLanes * key_stride,
+  kernels.pack_keys(p.k.rows(chunk.begin + first, head, rows), w.keys + (first - block) / kLanes * key_stride,
                     key_stride, last - first);
-  kernels.pack_values(rows_of(p.v, chunk.begin + first, head, rows),
+  kernels.pack_values(p.v.rows(chunk.begin + first, head, rows),
                       w.values + (first - block) / kernels.elements_per_cell * kLanes, w.key_cells * kLanes,
                       last - first);
 }
 
-// One tile of query rows against the packed keys of one block; rows that see no key of the block are left as they are.
-void attend_block(const Problem& p, const Kernels& kernels, const Workspace& w, const Chunk& chunk, int position,
-                  int rows, int tile, int block) {
-  const int tile_low = p.low(position);
-  const int tile_high = p.high(position + rows - 1, chunk.length);
-  const int first = std::max(tile_low - block, 0) / kKeyStep * kKeyStep;
-  const int last = std::min(round_up(tile_high - block, kKeyStep), kKeys);
-  if (first >= last) return;
-  int low[kRows], high[kRows];
-  for (int r = 0; r < rows; ++r) {
-    low[r] = p.low(position + r) - block;
-    high[r] = p.high(position + r, chunk.length) - block;
-  }
-  const bool started = tile_low < block;
+// One tile of query rows against one block: keys [first, last) of the block, none if the tile sees none of it.
+struct Step {
+  int tile, position, rows, block, first, last;
+  bool started;  // the tile has met an earlier block
+
+  Step(const Problem& p, int key_step, const Chunk& chunk, int tile, int tiles_per_head, int block)
+      : tile(tile),
+        position(chunk.first + tile % tiles_per_head * kRows),
+        rows(std::min(kRows, chunk.first + chunk.rows - position)),
+        block(block),
+        first(std::max(p.low(position) - block, 0) / key_step * key_step),
+        last(std::min(round_up(p.high(position + rows - 1, chunk.length) - block, key_step), kKeys)),
+        started(p.low(position) < block) {}
+};
+
+void score(const Kernels& kernels, const Workspace& w, const Step& step, int place) {
+  if (step.first >= step.last) return;
   const int key_stride = w.depth_cells * kLanes;
-  kernels.multiply({w.queries + tile * kRows * w.depth_cells, w.depth_cells, w.keys + first / kLanes * key_stride,
-                    key_stride, (last - first) / kLanes, w.depth_cells, rows, false, w.scores() + first, kKeys});
-  kernels.softmax({w.scores(), w.weights, w.key_cells, rows, first, last, low, high, p.scale, started, w.shift(tile),
-                   w.sum(tile), w.output(tile), w.width});
-  const int first_cell = first / kernels.elements_per_cell;
-  kernels.multiply({w.weights + first_cell, w.key_cells, w.values + first_cell * kLanes, w.key_cells * kLanes,
-                    w.width / kLanes, (last - first) / kernels.elements_per_cell, rows, started, w.output(tile),
-                    w.width});
+  kernels.multiply({w.queries + step.tile * kRows * w.depth_cells, w.depth_cells,
+                    w.keys + step.first / kLanes * key_stride, key_stride, (step.last - step.first) / kLanes,
+                    w.depth_cells, step.rows, false, w.scores(place) + step.first, kKeys});
+}
+
+void weigh(const Problem& p, const Kernels& kernels, const Workspace& w, const Chunk& chunk, const Step& step,
+           int place) {
+  if (step.first >= step.last) return;
+  int low[kRows], high[kRows];
+  for (int r = 0; r < step.rows; ++r) {
+    low[r] = p.low(step.position + r) - step.block;
+    high[r] = p.high(step.position + r, chunk.length) - step.block;
+  }
+  kernels.softmax({w.scores(place), w.weights(place), w.key_cells, step.rows, step.first, step.last, low, high, p.scale,
+                   step.started, w.shift(step.tile), w.sum(step.tile), w.output(step.tile), w.width});
+}
+
+void gather(const Kernels& kernels, const Workspace& w, const Step& step, int place) {
+  if (step.first >= step.last) return;
+  const int first_cell = step.first / kernels.elements_per_cell;
+  kernels.multiply({w.weights(place) + first_cell, w.key_cells, w.values + first_cell * kLanes, w.key_cells * kLanes,
+                    w.width / kLanes, (step.last - step.first) / kernels.elements_per_cell, step.rows, step.started,
+                    w.output(step.tile), w.width});
 }
 
 void attend_chunk(const Problem& p, const Kernels& kernels, const Workspace& w, const Chunk& chunk, int head) {
-  const int tiles = (chunk.rows + kRows - 1) / kRows;  // of each query head
-  const auto rows_in = [&](int tile) { return std::min(kRows, chunk.rows - tile * kRows); };
-  for (int tile = 0; tile < tiles * p.groups; ++tile) {
-    const int start = tile % tiles * kRows;
-    kernels.pack_rows(
-        rows_of(p.q, chunk.begin + chunk.first + start, head * p.groups + tile / tiles, rows_in(tile % tiles)),
-        w.queries + tile * kRows * w.depth_cells, w.depth_cells);
+  const int tiles_per_head = (chunk.rows + kRows - 1) / kRows;
+  const int tiles = tiles_per_head * p.groups;
+  const auto rows_of = [&](const View& view, int tile) {
+    const int start = tile % tiles_per_head * kRows;
+    return view.rows(chunk.begin + chunk.first + start, head * p.groups + tile / tiles_per_head,
+                     std::min(kRows, chunk.rows - start));
+  };
+  for (int tile = 0; tile < tiles; ++tile) {
+    kernels.pack_rows(rows_of(p.q, tile), w.queries + tile * kRows * w.depth_cells, w.depth_cells);
   }
-  std::fill_n(w.shift(0), tiles * p.groups * kRows, attention::kNoKey);
-  std::fill_n(w.sum(0), tiles * p.groups * kRows, 0.0F);
+  std::fill_n(w.shift(0), tiles * kRows, attention::kNoKey);
+  std::fill_n(w.sum(0), tiles * kRows, 0.0F);
 
   const int low = p.low(chunk.first);
   const int high = p.high(chunk.first + chunk.rows - 1, chunk.length);
+  const int key_step = kernels.key_step();
   for (int block = low / kKeys * kKeys; block < high; block += kKeys) {
-    const int first = std::max(low, block) / kKeyStep * kKeyStep;
-    const int last = std::min(round_up(high, kKeyStep), block + kKeys);
+    const int first = std::max(low, block) / key_step * key_step;
+    const int last = std::min(round_up(high, key_step), block + kKeys);
     pack_block(p, kernels, w, chunk, head, first, last);
-    for (int tile = 0; tile < tiles * p.groups; ++tile) {
-      attend_block(p, kernels, w, chunk, chunk.first + tile % tiles * kRows, rows_in(tile % tiles), tile, block);
+    for (int tile = 0; tile < tiles; tile += kTogether) {
+      const Step steps[kTogether] = {{p, key_step, chunk, tile, tiles_per_head, block},
+                                     {p, key_step, chunk, std::min(tile + 1, tiles - 1), tiles_per_head, block}};
+      const int count = std::min(kTogether, tiles - tile);
+      for (int i = 0; i < count; ++i) score(kernels, w, steps[i], i);
+      for (int i = 0; i < count; ++i) weigh(p, kernels, w, chunk, steps[i], i);
+      for (int i = 0; i < count; ++i) gather(kernels, w, steps[i], i);
     }
   }
-
-  for (int tile = 0; tile < tiles * p.groups; ++tile) {
-    const int start = tile % tiles * kRows;
-    kernels.finish(
-        w.output(tile), w.width, w.sum(tile),
-        rows_of(p.out, chunk.begin + chunk.first + start, head * p.groups + tile / tiles, rows_in(tile % tiles)));
+  for (int tile = 0; tile < tiles; ++tile) {
+    kernels.finish(w.output(tile), w.width, w.sum(tile), rows_of(p.out, tile));
   }
 }
 
@@ -211,10 +247,10 @@ at::Tensor attention_cpu(const at::Tensor& q, const at::Tensor& k, const at::Ten
   if (out.numel() == 0) return out;
   constexpr double kLog2E = 1.4426950408889634;
   const int heads = static_cast<int>(k.size(1));
-  const Problem problem{q,
-                        k,
-                        v,
-                        out,
+  const Problem problem{View(q),
+                        View(k),
+                        View(v),
+                        View(out),
                         offsets.const_data_ptr<int32_t>(),
                         heads,
                         static_cast<int>(q.size(1)) / heads,

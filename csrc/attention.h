@@ -9,10 +9,9 @@
 
 namespace embedmux::attention {
 
-constexpr int kRows = 16;         // query rows of a tile
+constexpr int kRows = 32;         // query rows of a tile
 constexpr int kLanes = 16;        // columns of a panel
 constexpr int kKeys = 256;        // keys of a block; blocks count from the sequence's start, so their edges are fixed
-constexpr int kKeyStep = 32;      // key ranges inside a block grow to multiples of this (one AMX depth of bfloat16)
 constexpr int kCellStep = 16;     // packed depths grow to multiples of this
 constexpr float kNoKey = -1e30F;  // shift of a row that has not met a key; finite, so that no inf - inf arises
 
@@ -48,7 +47,7 @@ struct Softmax {
   Cell* weights;  // [rows][kKeys cells at most]
   int weights_stride;
   int rows;
-  int first;  // keys [first, last) of the block, multiples of kKeyStep
+  int first;  // keys [first, last) of the block, multiples of Kernels::key_step
   int last;
   const int* low;  // row r may see the keys [low[r], high[r]) of the block; all others get weight 0
   const int* high;
@@ -62,6 +61,8 @@ struct Softmax {
 
 struct Kernels {
   int elements_per_cell;  // 1: float32, 2: bfloat16
+  // Key ranges inside a block grow to multiples of this, so that weights fill whole cells and depths.
+  int key_step() const { return kCellStep * elements_per_cell; }
   void (*pack_rows)(const Source& source, Cell* out, int out_stride);
   void (*pack_keys)(const Source& source, Cell* panels, int panel_stride, int padded_keys);
   void (*pack_values)(const Source& source, Cell* panels, int panel_stride, int padded_keys);

@@ -1,4 +1,4 @@
-// bfloat16 attention with AMX: a tile of 16 query rows times panels of 16 columns; the rest is the AVX-512 variant.
+// bfloat16 attention with AMX: 32 query rows times pairs of panels; the rest is the AVX-512 variant.
 #include <algorithm>
 
 #include "attention_avx512.h"
@@ -8,14 +8,14 @@
 namespace embedmux::attention {
 namespace {
 
-constexpr int kPanelBlock = 4;  // accumulators in tiles 0 to 3, the left operand in 4, panels in 5
+constexpr int kTileRows = 16;
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
   uint8_t start_row = 0;
   uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
 // Not _tile_loadconfig: gcc 12 takes it for a read of 8 bytes and may leave the other 56 unwritten.
@@ -27,63 +27,60 @@ EMBEDMUX_AMX void enter() {
 // Other libraries find the tiles as a fresh thread has them.
 EMBEDMUX_AMX void leave() { _tile_release(); }
 
-template <int Panels>
+// Accumulators 0 and 1 belong to the first 16 rows, 2 and 3 to the others; 4 and 5 hold rows, 6 and 7 panels.
+template <bool BothRows, bool BothPanels>
 EMBEDMUX_AMX void multiply_panels(const Product& product, int first) {
+  const Cell* left = product.left;
+  const Cell* next_left = left + kTileRows * product.left_stride;
   const Cell* right = product.panels + first * product.panel_stride;
   float* out = product.out + first * kLanes;
+  float* next_out = out + kTileRows * product.out_stride;
   const int out_bytes = product.out_stride * static_cast<int>(sizeof(float));
   const int left_bytes = product.left_stride * static_cast<int>(sizeof(Cell));
   constexpr int kPanelBytes = kLanes * sizeof(Cell);
   if (product.accumulate) {
     _tile_loadd(0, out, out_bytes);
-    if constexpr (Panels > 1) _tile_loadd(1, out + kLanes, out_bytes);
-    if constexpr (Panels > 2) _tile_loadd(2, out + 2 * kLanes, out_bytes);
-    if constexpr (Panels > 3) _tile_loadd(3, out + 3 * kLanes, out_bytes);
+    if constexpr (BothPanels) _tile_loadd(1, out + kLanes, out_bytes);
+    if constexpr (BothRows) _tile_loadd(2, next_out, out_bytes);
+    if constexpr (BothRows && BothPanels) _tile_loadd(3, next_out + kLanes, out_bytes);
   } else {
     _tile_zero(0);
-    if constexpr (Panels > 1) _tile_zero(1);
-    if constexpr (Panels > 2) _tile_zero(2);
-    if constexpr (Panels > 3) _tile_zero(3);
+    if constexpr (BothPanels) _tile_zero(1);
+    if constexpr (BothRows) _tile_zero(2);
+    if constexpr (BothRows && BothPanels) _tile_zero(3);
   }
   for (int c = 0; c < product.cells; c += kCellStep) {
-    const Cell* cells = right + c * kLanes;
-    _tile_loadd(4, product.left + c, left_bytes);
-    _tile_loadd(5, cells, kPanelBytes);
-    _tile_dpbf16ps(0, 4, 5);
-    if constexpr (Panels > 1) {
-      _tile_loadd(5, cells + product.panel_stride, kPanelBytes);
-      _tile_dpbf16ps(1, 4, 5);
+    _tile_loadd(4, left + c, left_bytes);
+    _tile_loadd(6, right + c * kLanes, kPanelBytes);
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (BothPanels) {
+      _tile_loadd(7, right + product.panel_stride + c * kLanes, kPanelBytes);
+      _tile_dpbf16ps(1, 4, 7);
     }
-    if constexpr (Panels > 2) {
-      _tile_loadd(5, cells + 2 * product.panel_stride, kPanelBytes);
-      _tile_dpbf16ps(2, 4, 5);
-    }
-    if constexpr (Panels > 3) {
-      _tile_loadd(5, cells + 3 * product.panel_stride, kPanelBytes);
-      _tile_dpbf16ps(3, 4, 5);
+    if constexpr (BothRows) {
+      _tile_loadd(5, next_left + c, left_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      if constexpr (BothPanels) _tile_dpbf16ps(3, 5, 7);
     }
   }
   _tile_stored(0, out, out_bytes);
-  if constexpr (Panels > 1) _tile_stored(1, out + kLanes, out_bytes);
-  if constexpr (Panels > 2) _tile_stored(2, out + 2 * kLanes, out_bytes);
-  if constexpr (Panels > 3) _tile_stored(3, out + 3 * kLanes, out_bytes);
+  if constexpr (BothPanels) _tile_stored(1, out + kLanes, out_bytes);
+  if constexpr (BothRows) _tile_stored(2, next_out, out_bytes);
+  if constexpr (BothRows && BothPanels) _tile_stored(3, next_out + kLanes, out_bytes);
+}
+
+template <bool BothRows>
+void multiply_rows(const Product& product) {
+  int first = 0;
+  for (; first + 2 <= product.num_panels; first += 2) multiply_panels<BothRows, true>(product, first);
+  if (first < product.num_panels) multiply_panels<BothRows, false>(product, first);
 }
 
 void multiply(const Product& product) {
-  for (int first = 0; first < product.num_panels; first += kPanelBlock) {
-    switch (std::min(kPanelBlock, product.num_panels - first)) {
-      case 1:
-        multiply_panels<1>(product, first);
-        break;
-      case 2:
-        multiply_panels<2>(product, first);
-        break;
-      case 3:
-        multiply_panels<3>(product, first);
-        break;
-      default:
-        multiply_panels<kPanelBlock>(product, first);
-    }
+  if (product.rows > kTileRows) {
+    multiply_rows<true>(product);
+  } else {
+    multiply_rows<false>(product);
   }
 }
 

@@ -49,18 +49,42 @@ EMBEDMUX_INLINE void pack_values(const Source& source, Cell* panels, int panel_s
   }
 }
 
+// Floats in the compiler's vector type, which becomes registers of the function that the loop is inlined into.
+template <int Lanes>
+struct Floats {
+  typedef float Vector __attribute__((vector_size(4 * Lanes)));
+};
+
+template <int Lanes>
 EMBEDMUX_INLINE void multiply(const Product& product) {
+  using Vector = typename Floats<Lanes>::Vector;
+  constexpr int kParts = kLanes / Lanes;
+  constexpr int kRowBlock = Lanes == 4 ? 2 : 4;  // what 16 registers hold
   for (int panel = 0; panel < product.num_panels; ++panel) {
-    const float* right = floats(product.panels + panel * product.panel_stride);
-    for (int r = 0; r < product.rows; ++r) {
+    for (int r = 0; r < product.rows; r += kRowBlock) {
       const float* left = floats(product.left + r * product.left_stride);
+      const Cell* panel_cells = product.panels + panel * product.panel_stride;
       float* out = product.out + r * product.out_stride + panel * kLanes;
-      float lanes[kLanes] = {};
-      if (product.accumulate) std::copy_n(out, kLanes, lanes);
-      for (int c = 0; c < product.cells; ++c) {
-        for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += left[c] * right[c * kLanes + lane];
+      Vector sums[kRowBlock][kParts] = {};
+      for (int i = 0; product.accumulate && i < kRowBlock; ++i) {
+        for (int part = 0; part < kParts; ++part) {
+          std::memcpy(&sums[i][part], out + i * product.out_stride + part * Lanes, sizeof(Vector));
+        }
       }
-      std::copy_n(lanes, kLanes, out);
+      for (int c = 0; c < product.cells; ++c) {
+        for (int part = 0; part < kParts; ++part) {
+          Vector right;
+          std::memcpy(&right, panel_cells + c * kLanes + part * Lanes, sizeof(Vector));
+          for (int i = 0; i < kRowBlock; ++i) {
+            sums[i][part] += left[i * product.left_stride + c] * right;
+          }
+        }
+      }
+      for (int i = 0; i < kRowBlock; ++i) {
+        for (int part = 0; part < kParts; ++part) {
+          std::memcpy(out + i * product.out_stride + part * Lanes, &sums[i][part], sizeof(Vector));
+        }
+      }
     }
   }
 }
@@ -108,7 +132,7 @@ EMBEDMUX_INLINE void finish(const float* output, int output_stride, const float*
 void nothing() {}
 
 // The same loops once for each instruction set: a function compiles what it inlines for its own target.
-#define EMBEDMUX_ATTENTION_VARIANT(NAME, ELEMENT, TARGET)                                              \
+#define EMBEDMUX_ATTENTION_VARIANT(NAME, ELEMENT, LANES, TARGET)                                       \
   TARGET void NAME##_pack_rows(const Source& source, Cell* out, int stride) {                          \
     pack_rows<ELEMENT>(source, out, stride);                                                           \
   }                                                                                                    \
@@ -118,17 +142,17 @@ void nothing() {}
   TARGET void NAME##_pack_values(const Source& source, Cell* panels, int stride, int keys) {           \
     pack_values<ELEMENT>(source, panels, stride, keys);                                                \
   }                                                                                                    \
-  TARGET void NAME##_multiply(const Product& product) { multiply(product); }                           \
+  TARGET void NAME##_multiply(const Product& product) { multiply<LANES>(product); }                    \
   TARGET void NAME##_softmax(const Softmax& step) { softmax(step); }                                   \
   TARGET void NAME##_finish(const float* output, int stride, const float* sum, const Source& target) { \
     finish<ELEMENT>(output, stride, sum, target);                                                      \
   }
 
-EMBEDMUX_ATTENTION_VARIANT(float32_baseline, float, )
-EMBEDMUX_ATTENTION_VARIANT(bfloat16_baseline, uint16_t, )
+EMBEDMUX_ATTENTION_VARIANT(float32_baseline, float, 4, )
+EMBEDMUX_ATTENTION_VARIANT(bfloat16_baseline, uint16_t, 4, )
 #ifdef EMBEDMUX_X86
-EMBEDMUX_ATTENTION_VARIANT(float32_avx2, float, EMBEDMUX_AVX2)
-EMBEDMUX_ATTENTION_VARIANT(bfloat16_avx2, uint16_t, EMBEDMUX_AVX2)
+EMBEDMUX_ATTENTION_VARIANT(float32_avx2, float, 8, EMBEDMUX_AVX2)
+EMBEDMUX_ATTENTION_VARIANT(bfloat16_avx2, uint16_t, 8, EMBEDMUX_AVX2)
 #endif
 
 }  // namespace

@@ -1,6 +1,6 @@
 """Shapes of attention that tests and benchmarks walk: odd lengths, grouped heads, windows, views of one projection."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -34,7 +34,10 @@ def make_inputs(case: Case, seed: int) -> Arguments:
     rows, widths = sum(case.lengths), [heads * case.depth for heads in (case.heads, case.key_heads, case.key_heads)]
     if case.fused:
         projection = torch.randn(rows, sum(widths), generator=generator).to(case.dtype)
-        q, k, v = (part.unflatten(1, (-1, case.depth)) for part in projection.split(widths, 1))
+        q, k, v = (
+            part.view(rows, part.size(1) // case.depth, case.depth)
+            for part in torch.split_with_sizes(projection, widths, 1)
+        )
     else:
         q, k, v = (torch.randn(rows, w // case.depth, case.depth, generator=generator).to(case.dtype) for w in widths)
     offsets = torch.tensor([0, *accumulate(case.lengths)], dtype=torch.int32)
@@ -51,29 +54,29 @@ def tolerance(case: Case) -> tuple[float, float]:
     return 2e-6, 3e-6
 
 
-_SHAPES: tuple[tuple[str, tuple[int, ...], int, int, int, bool, int, bool], ...] = (
-    ("one_token", (1,), 12, 12, 32, False, -1, True),
-    ("short", (5, 1, 20, 16, 17), 12, 12, 32, False, -1, True),
-    ("odd", (63, 100, 1, 31, 33), 3, 3, 32, False, -1, True),
-    ("empty_sequence", (0, 7, 0, 0, 9, 0), 2, 2, 32, False, -1, False),
-    ("two_blocks", (257, 256, 255), 2, 2, 32, False, -1, True),
-    ("long", (1000,), 1, 1, 64, False, -1, True),
-    ("grouped", (63, 100, 300), 8, 2, 64, False, -1, True),
-    ("one_key_head", (33, 290), 17, 1, 16, True, -1, False),
-    ("causal", (1, 63, 100, 520), 4, 2, 128, True, -1, True),
-    ("window", (1, 63, 100, 700), 2, 2, 64, False, 64, True),
-    ("window_zero", (1, 40), 2, 2, 32, False, 0, True),
-    ("causal_window", (300, 1, 513), 4, 1, 32, True, 100, True),
-    ("depth_24", (63, 100), 2, 2, 24, False, -1, False),
-    ("depth_40", (37, 290), 2, 1, 40, False, 5, True),
-    ("depth_80", (100, 31), 2, 2, 80, True, -1, True),
-    ("depth_256", (63, 270), 2, 1, 256, False, -1, True),
+_SHAPES = (
+    Case("one_token", torch.float32, (1,), 12, 12, 32, False, -1, True),
+    Case("short", torch.float32, (5, 1, 20, 16, 17), 12, 12, 32, False, -1, True),
+    Case("odd", torch.float32, (63, 100, 1, 31, 33), 3, 3, 32, False, -1, True),
+    Case("empty_sequence", torch.float32, (0, 7, 0, 0, 9, 0), 2, 2, 32, False, -1, False),
+    Case("two_blocks", torch.float32, (257, 256, 255), 2, 2, 32, False, -1, True),
+    Case("long", torch.float32, (1000,), 1, 1, 64, False, -1, True),
+    Case("grouped", torch.float32, (63, 100, 300), 8, 2, 64, False, -1, True),
+    Case("one_key_head", torch.float32, (33, 290), 17, 1, 16, True, -1, False),
+    Case("causal", torch.float32, (1, 63, 100, 520), 4, 2, 128, True, -1, True),
+    Case("window", torch.float32, (1, 63, 100, 700), 2, 2, 64, False, 64, True),
+    Case("window_zero", torch.float32, (1, 40), 2, 2, 32, False, 0, True),
+    Case("causal_window", torch.float32, (300, 1, 513), 4, 1, 32, True, 100, True),
+    Case("depth_24", torch.float32, (63, 100), 2, 2, 24, False, -1, False),
+    Case("depth_40", torch.float32, (37, 290), 2, 1, 40, False, 5, True),
+    Case("depth_80", torch.float32, (100, 31), 2, 2, 80, True, -1, True),
+    Case("depth_256", torch.float32, (63, 270), 2, 1, 256, False, -1, True),
 )
 CASES: tuple[Case, ...] = tuple(
-    Case(f"{name}_{str(dtype).removeprefix('torch.')}", dtype, *shape)
+    replace(case, name=f"{case.name}_{str(dtype).removeprefix('torch.')}", dtype=dtype)
     for dtype in (torch.float32, torch.bfloat16)
-    for name, *shape in _SHAPES
-)  # fmt: skip
+    for case in _SHAPES
+)
 
 # Heads of a small encoder over a batch of queries, of passages, of mixed and of long texts; then a grouped decoder.
 BENCHMARK_CASES: tuple[Case, ...] = tuple(

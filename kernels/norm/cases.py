@@ -1,6 +1,6 @@
 """Shapes of add_layer_norm that tests and benchmarks walk."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -42,20 +42,20 @@ def tolerance(case: Case) -> tuple[float, float]:
     return 2e-6, 4e-6 + 4e-7 * abs(case.offset)
 
 
-_SHAPES: tuple[tuple[str, int, int, bool, torch.dtype, float], ...] = (
-    ("one_value", 1, 1, True, torch.float32, 0.0),
-    ("odd", 63, 100, True, torch.float32, 0.0),
-    ("no_residual", 100, 63, False, torch.float32, 0.0),
-    ("no_rows", 0, 16, True, torch.float32, 0.0),
-    ("small_encoder", 257, 384, True, torch.float32, 0.0),
-    ("wide", 33, 1027, True, torch.float32, 0.0),
-    ("far_from_zero", 20, 384, True, torch.float32, 100.0),
+_SHAPES = (
+    Case("one_value", torch.float32, 1, 1, True, torch.float32, 0.0),
+    Case("odd", torch.float32, 63, 100, True, torch.float32, 0.0),
+    Case("no_residual", torch.float32, 100, 63, False, torch.float32, 0.0),
+    Case("no_rows", torch.float32, 0, 16, True, torch.float32, 0.0),
+    Case("small_encoder", torch.float32, 257, 384, True, torch.float32, 0.0),
+    Case("wide", torch.float32, 33, 1027, True, torch.float32, 0.0),
+    Case("far_from_zero", torch.float32, 20, 384, True, torch.float32, 100.0),
 )
 CASES: tuple[Case, ...] = (
     *(
-        Case(f"{name}_{str(dtype).removeprefix('torch.')}", dtype, *shape)
+        replace(case, name=f"{case.name}_{str(dtype).removeprefix('torch.')}", dtype=dtype)
         for dtype in (torch.float32, torch.bfloat16)
-        for name, *shape in _SHAPES
+        for case in _SHAPES
     ),
     Case("bfloat16_weights", torch.bfloat16, 40, 384, weight_dtype=torch.bfloat16),
 )

@@ -1,6 +1,6 @@
 """Shapes of pool_normalize that tests and benchmarks walk."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -42,21 +42,21 @@ def tolerance(case: Case) -> tuple[float, float]:
     return 2e-6, 1e-6
 
 
-_SHAPES: tuple[tuple[str, tuple[int, ...], int, str, int, bool], ...] = (
-    ("one_token", (1,), 1, "mean", 1, True),
-    ("mean", (1, 63, 100, 7), 384, "mean", 384, True),
-    ("mean_cut", (5, 1, 300), 384, "mean", 100, True),
-    ("mean_raw", (63, 2), 100, "mean", 63, False),
-    ("cls", (1, 63, 100), 100, "cls", 100, True),
-    ("cls_raw", (3, 1, 8), 768, "cls", 256, False),
-    ("last", (1, 63, 100), 63, "last", 31, True),
-    ("no_sequences", (), 16, "mean", 16, True),
-    ("many", tuple(1 + i % 9 for i in range(100)), 40, "mean", 33, True),
+_SHAPES = (
+    Case("one_token", torch.float32, (1,), 1, "mean", 1, True),
+    Case("mean", torch.float32, (1, 63, 100, 7), 384, "mean", 384, True),
+    Case("mean_cut", torch.float32, (5, 1, 300), 384, "mean", 100, True),
+    Case("mean_raw", torch.float32, (63, 2), 100, "mean", 63, False),
+    Case("cls", torch.float32, (1, 63, 100), 100, "cls", 100, True),
+    Case("cls_raw", torch.float32, (3, 1, 8), 768, "cls", 256, False),
+    Case("last", torch.float32, (1, 63, 100), 63, "last", 31, True),
+    Case("no_sequences", torch.float32, (), 16, "mean", 16, True),
+    Case("many", torch.float32, tuple(1 + i % 9 for i in range(100)), 40, "mean", 33, True),
 )
 CASES: tuple[Case, ...] = tuple(
-    Case(f"{name}_{str(dtype).removeprefix('torch.')}", dtype, *shape)
+    replace(case, name=f"{case.name}_{str(dtype).removeprefix('torch.')}", dtype=dtype)
     for dtype in (torch.float32, torch.bfloat16)
-    for name, *shape in _SHAPES
+    for case in _SHAPES
 )
 BENCHMARK_CASES: tuple[Case, ...] = tuple(
     Case(f"{name}_{str(dtype).removeprefix('torch.')}", dtype, lengths, 384, pooling, 384)

@@ -29,15 +29,15 @@ def test_sequence_has_the_same_bits_alone_and_in_any_packing(
     isa: str, dtype: torch.dtype, causal: bool, window: int
 ) -> None:
     q, k, v, offsets, *_, scale = arguments(dtype, LENGTHS)
-    packed = ops.attention(q, k, v, offsets, causal, window, scale).split(LENGTHS)
-    pieces = [[x.split(LENGTHS)[s] for x in (q, k, v)] for s in range(len(LENGTHS))]
+    packed = torch.split_with_sizes(ops.attention(q, k, v, offsets, causal, window, scale), LENGTHS)
+    pieces = [[torch.split_with_sizes(x, LENGTHS)[s] for x in (q, k, v)] for s in range(len(LENGTHS))]
     for (alone_q, alone_k, alone_v), expected in zip(pieces, packed, strict=True):
         alone = ops.attention(alone_q, alone_k, alone_v, offsets_of((len(alone_q),)), causal, window, scale)
         assert torch.equal(alone, expected)
     order = [4, 2, 0, 5, 1, 3]
     joined = [torch.cat([pieces[s][part] for s in order]) for part in range(3)]
     lengths = tuple(LENGTHS[s] for s in order)
-    turned = ops.attention(*joined, offsets_of(lengths), causal, window, scale).split(lengths)
+    turned = torch.split_with_sizes(ops.attention(*joined, offsets_of(lengths), causal, window, scale), lengths)
     assert all(torch.equal(turned[place], packed[s]) for place, s in enumerate(order))
 
 
@@ -56,7 +56,7 @@ def test_nan_and_infinity_stay_in_their_sequence(isa: str) -> None:
 def test_row_of_padding_tiles_never_reads_beyond_the_tensors(isa: str) -> None:
     whole = torch.full((40, 3 * 2 * 32), torch.nan)
     whole[10:29] = torch.randn(19, 192)
-    q, k, v = (part.unflatten(1, (2, 32)) for part in whole[10:29].split(64, 1))
+    q, k, v = (part.view(19, 2, 32) for part in whole[10:29].chunk(3, 1))
     assert ops.attention(q, k, v, offsets_of((19,)), False, -1, 0.2).isfinite().all()
 
 
@@ -87,8 +87,9 @@ def test_window_that_covers_the_sequence_is_no_window(isa: str) -> None:
 def test_long_sequence_agrees_with_torch() -> None:
     for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 4e-3)):
         q, k, v, offsets, *_ = arguments(dtype, (8192,), heads=1, key_heads=1)
-        wide = [x.float().transpose(0, 1)[None] for x in (q, k, v)]
-        expected = torch.nn.functional.scaled_dot_product_attention(*wide, scale=0.2)[0].transpose(0, 1)
+        wide_q, wide_k, wide_v = (x.float().transpose(0, 1)[None] for x in (q, k, v))
+        attended = torch.nn.functional.scaled_dot_product_attention(wide_q, wide_k, wide_v, scale=0.2)
+        expected = attended[0].transpose(0, 1)
         out = ops.attention(q, k, v, offsets, False, -1, 0.2)
         torch.testing.assert_close(out.float(), expected, rtol=0, atol=tolerance)
 

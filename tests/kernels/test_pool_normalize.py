@@ -21,7 +21,7 @@ def states(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def test_sequence_has_the_same_bits_alone_and_in_any_packing(isa: str, dtype: torch.dtype, pooling: str) -> None:
     hidden = states(dtype)
     packed = ops.pool_normalize(hidden, OFFSETS, pooling, 63, True)
-    for index, rows in enumerate(hidden.split(LENGTHS)):
+    for index, rows in enumerate(torch.split_with_sizes(hidden, LENGTHS)):
         offsets = torch.tensor([0, len(rows)], dtype=torch.int32)
         assert torch.equal(ops.pool_normalize(rows, offsets, pooling, 63, True)[0], packed[index])
 
