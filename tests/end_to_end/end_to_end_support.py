@@ -144,13 +144,17 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *arguments: str, ready: bool = True) -> Iterator[Served]:
+def serving(
+    folder: Path, *arguments: str, ready: bool = True, python: str | Path = sys.executable, **process_options: Any
+) -> Iterator[Served]:
     """A server whose log and port file lie in ``folder``; it serves already unless ``ready`` is off."""
     folder.mkdir(parents=True, exist_ok=True)
     port_file, log = folder / "port", folder / "log"
-    command = [sys.executable, "-m", "embedmux.server.cli", "serve", "--address", "127.0.0.1:0"]
+    command = [str(python), "-m", "embedmux.server.cli", "serve", "--address", "127.0.0.1:0"]
     with log.open("wb") as output:
-        process = subprocess.Popen([*command, "--port-file", str(port_file), *arguments], stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [*command, "--port-file", str(port_file), *arguments], stdout=output, stderr=output, **process_options
+        )
     served = Served(process, log, "")
     try:
 
