@@ -22,7 +22,7 @@ def extension() -> dict:
         "embedmux.kernels._C",
         sorted(glob("csrc/*.cpp")),
         depends=sorted(glob("csrc/*.h")),
-        extra_compile_args=["-O3", "-Wall", "-Wno-unknown-pragmas", "-fno-math-errno"],
+        extra_compile_args=["-O3", "-g0", "-Wall", "-Wno-unknown-pragmas", "-fno-math-errno"],
         py_limited_api=True,
     )
     return {

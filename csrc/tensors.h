@@ -34,7 +34,8 @@ inline void check_offsets(const at::Tensor& offsets, const char* name, int64_t r
   TORCH_CHECK(values[0] == 0 && values[offsets.numel() - 1] == rows, name, " must run from 0 to ", rows, ", got ",
               values[0], " to ", values[offsets.numel() - 1]);
   for (int64_t i = 1; i < offsets.numel(); ++i) {
-    TORCH_CHECK(values[i] >= values[i - 1], name, " must not fall, got ", values[i - 1], " then ", values[i], " at ", i);
+    TORCH_CHECK(values[i] >= values[i - 1], name, " must not fall, got ", values[i - 1], " then ", values[i], " at ",
+                i);
   }
 }
 

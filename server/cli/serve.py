@@ -47,7 +47,7 @@ def serve(
     address
         host:port or unix:PATH; port 0 takes a free one.
     dtype
-        Precision of weights and activations. bfloat16 is much faster where the processor has it (AMX, AVX-512 BF16).
+        Precision of weights and activations. bfloat16 is much faster where the processor has AMX.
     device
         Where the model runs.
     threads
