@@ -7,7 +7,9 @@
 
 namespace embedmux {
 
-inline __mmask16 first_lanes(int64_t count) { return count >= 16 ? 0xFFFF : static_cast<__mmask16>((1U << count) - 1); }
+inline __mmask16 first_lanes(int64_t count) {
+  return count >= 16 ? 0xFFFF : count <= 0 ? 0 : static_cast<__mmask16>((1U << count) - 1);
+}
 
 EMBEDMUX_AVX512 inline __m512 load_lanes(const float* source, __mmask16 lanes) {
   return _mm512_maskz_loadu_ps(lanes, source);

@@ -1,5 +1,5 @@
-// embedmux::add_layer_norm on the CPU. A row is read once into a float32 buffer, its mean and variance are summed over
-// 16 lanes in index order, then it is written: the same steps for every row, whatever stands beside it.
+// embedmux::add_layer_norm on the CPU. A row is read once into a float32 buffer, its mean and variance are summed in
+// an order that its width alone fixes, then it is written: the same steps for every row, whatever stands beside it.
 #include <algorithm>
 #include <cmath>
 #include <optional>
@@ -13,6 +13,7 @@ namespace embedmux {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int kChains = 4;                     // sums that grow side by side: vector k of a row belongs to sum k % 4
 constexpr int64_t kElementsPerThread = 16384;  // below this the work is done before a second thread has woken up
 
 template <typename T>
@@ -68,27 +69,37 @@ EMBEDMUX_AVX2 void rows_avx2(const Rows<T>& rows, int64_t begin, int64_t end, fl
   for (int64_t i = begin; i < end; ++i) normalize_portable(rows, i, buffer);
 }
 
+EMBEDMUX_AVX512 inline float total(const __m512 (&sums)[kChains]) {
+  return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+}
+
 template <typename T>
 EMBEDMUX_AVX512 void rows_avx512(const Rows<T>& rows, int64_t begin, int64_t end, float* buffer) {
   const int64_t width = rows.width;
   for (int64_t i = begin; i < end; ++i) {
     const T* x = rows.x + i * rows.x_stride;
     const T* residual = rows.residual == nullptr ? nullptr : rows.residual + i * rows.residual_stride;
-    __m512 sums = _mm512_setzero_ps();
-    for (int64_t j = 0; j < width; j += kLanes) {
-      const __mmask16 lanes = first_lanes(width - j);
-      __m512 values = load_lanes(x + j, lanes);
-      if (residual != nullptr) values = _mm512_add_ps(values, load_lanes(residual + j, lanes));
-      _mm512_storeu_ps(buffer + j, values);
-      sums = _mm512_add_ps(sums, values);
+    __m512 sums[kChains] = {};
+    for (int64_t start = 0; start < width; start += kChains * kLanes) {
+      for (int chain = 0; chain < kChains; ++chain) {
+        const int64_t j = start + chain * kLanes;
+        const __mmask16 lanes = first_lanes(width - j);
+        __m512 values = load_lanes(x + j, lanes);
+        if (residual != nullptr) values = _mm512_add_ps(values, load_lanes(residual + j, lanes));
+        _mm512_storeu_ps(buffer + j, values);
+        sums[chain] = _mm512_add_ps(sums[chain], values);
+      }
     }
-    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sums) / static_cast<float>(width));
-    __m512 squares = _mm512_setzero_ps();
-    for (int64_t j = 0; j < width; j += kLanes) {
-      const __m512 distance = _mm512_maskz_sub_ps(first_lanes(width - j), _mm512_loadu_ps(buffer + j), mean);
-      squares = _mm512_fmadd_ps(distance, distance, squares);
+    const __m512 mean = _mm512_set1_ps(total(sums) / static_cast<float>(width));
+    __m512 squares[kChains] = {};
+    for (int64_t start = 0; start < width; start += kChains * kLanes) {
+      for (int chain = 0; chain < kChains; ++chain) {
+        const int64_t j = start + chain * kLanes;
+        const __m512 distance = _mm512_maskz_sub_ps(first_lanes(width - j), _mm512_loadu_ps(buffer + j), mean);
+        squares[chain] = _mm512_fmadd_ps(distance, distance, squares[chain]);
+      }
     }
-    const float variance = _mm512_reduce_add_ps(squares) / static_cast<float>(width);
+    const float variance = total(squares) / static_cast<float>(width);
     const __m512 scale = _mm512_set1_ps(1.0F / std::sqrt(variance + rows.eps));
     for (int64_t j = 0; j < width; j += kLanes) {
       const __mmask16 lanes = first_lanes(width - j);
@@ -124,7 +135,7 @@ void normalize(const at::Tensor& x, const at::Tensor& residual, const at::Tensor
                      static_cast<float>(eps)};
   const int64_t grain = std::max<int64_t>(1, kElementsPerThread / x.size(1));
   at::parallel_for(0, x.size(0), grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> buffer(x.size(1) + kLanes);
+    std::vector<float> buffer(x.size(1) + kChains * kLanes);
     normalize_rows(rows, begin, end, buffer.data());
   });
 }
