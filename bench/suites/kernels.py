@@ -1,20 +1,20 @@
-"""Times the CPU kernels: ``python bench/kernels.py``.
+"""The CPU kernels on their own, side by side with what torch offers.
 
 lora_matmul is set beside oneDNN's packed linear of the same dtype (without adapters) and, with four adapters of rank 16
 in equal parts, beside itself without adapters. The variants of a shape take turns and the median of a turn's ratios
-counts, so that a busy machine slows them alike. One thread by default, timed by its own processor time: what other
-programs take is not in it. The last line is one JSON object: {"bench", "pass", "figures"}.
+counts, so that a busy machine slows them alike. One thread, timed by its own processor time: what other programs take
+is not in it.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from harness.report import Report
 
 from embedmux.kernels import ops
 from embedmux.kernels.lora_matmul import cases
@@ -24,31 +24,9 @@ MIXED_BARS = {"bfloat16": 1.12, "float32": 1.20}
 BASE_BAR = 0.70
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One number with its bar: ``at_most`` tells on which side of it the number must stay."""
-
-    name: str
-    value: float
-    unit: str
-    bar: float
-    at_most: bool
-
-    def as_record(self) -> dict[str, Any]:
-        """The figure as it stands in the last line."""
-        passes = self.value <= self.bar if self.at_most else self.value >= self.bar
-        return {
-            "name": self.name,
-            "value": round(self.value, 3),
-            "unit": self.unit,
-            "bar": self.bar,
-            "pass": passes,
-        }
-
-
 def turns(calls: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
     """Seconds of every call in every turn; the calls take turns, the first three turns warm up."""
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    clock = time.thread_time
     seconds = []
     for turn in range(repeats + 3):
         row = []
@@ -82,30 +60,21 @@ def compare(case: cases.Case, repeats: int) -> tuple[float, float, float]:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=30, help="timed turns a shape")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(f"instruction set {ops.cpu_isa()}, {arguments.threads} threads, backends {ops.backends('cpu')}")
+def measure(_: Path | None, *, is_long: bool) -> Report:
+    """Geometric means over the shapes of each dtype and number of rows; ``is_long`` takes three times the turns."""
+    repeats = 90 if is_long else 30
+    torch.set_num_threads(1)
+    print(f"instruction set {ops.cpu_isa()}, backends {ops.backends('cpu')}")
     print(f"{'lora_matmul':<32} {'GFLOP/s':>8} {'/ oneDNN':>9} {'mixed / base':>13}")
     speeds: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for case in cases.BENCHMARK_CASES:
-        base, onednn, mixed = compare(case, arguments.repeats)
+        base, onednn, mixed = compare(case, repeats)
         print(f"{case.name:<32} {case.flops / base / 1e9:>8.0f} {onednn:>9.2f} {mixed:>13.3f}", flush=True)
         kind = str(case.dtype).removeprefix("torch."), case.rows
         speeds.setdefault(kind, []).append((onednn, mixed))
-    figures = []
+    report = Report("kernels")
     for (dtype, rows), ratios in speeds.items():
         base_speed, mixed_time = (statistics.geometric_mean(column) for column in zip(*ratios, strict=True))
-        figures += [
-            Figure(f"lora_matmul_base_over_onednn_{dtype}_T{rows}", base_speed, "x", BASE_BAR, at_most=False),
-            Figure(f"lora_matmul_mixed_over_base_{dtype}_T{rows}", mixed_time, "x", MIXED_BARS[dtype], at_most=True),
-        ]
-    records = [figure.as_record() for figure in figures]
-    print(json.dumps({"bench": "kernels", "pass": all(record["pass"] for record in records), "figures": records}))
-
-
-if __name__ == "__main__":
-    main()
+        report.add(f"lora_matmul_base_over_onednn_{dtype}_T{rows}", base_speed, "x", f">= {BASE_BAR}")
+        report.add(f"lora_matmul_mixed_over_base_{dtype}_T{rows}", mixed_time, "x", f"<= {MIXED_BARS[dtype]}")
+    return report
