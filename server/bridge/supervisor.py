@@ -142,7 +142,8 @@ class Supervisor:
 
     async def _restore(self, link: EngineLink) -> None:
         """Brings a fresh engine's adapters to what was in service before."""
-        for adapter_id in self._unloaded & link.adapters.keys():
+        # Also those loaded by call: the start-up folder may hold another adapter under the same id.
+        for adapter_id in (self._unloaded | self._loaded.keys()) & link.adapters.keys():
             await link.call("unload_adapter", adapter_id=adapter_id)
             del link.adapters[adapter_id]
         for adapter_id, path in self._loaded.items():
