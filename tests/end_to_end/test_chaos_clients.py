@@ -159,14 +159,27 @@ def test_a_reader_that_does_not_read_fills_its_window_only(server: Served, wante
     assert order == list(range(1, total + 1))
 
 
-def test_a_deadline_that_passes_is_said_and_costs_nobody_else(server: Served, wanted: NDArray[Any]) -> None:
-    stubs = server.stubs()
-    busy = [stubs.embedder.Embed.future(embed_request(*["river " * 200] * 32), timeout=WAIT_S) for _ in range(4)]
-    late = [stubs.embedder.Embed.future(embed_request("too late"), timeout=0.05) for _ in range(50)]
-    assert {call.exception().code() for call in late} == {grpc.StatusCode.DEADLINE_EXCEEDED}
-    with server.client() as client:
+def test_what_misses_its_deadline_is_not_computed(server: Served, wanted: NDArray[Any]) -> None:
+    stubs, engine = server.stubs(), server.engine()
+    assert engine is not None
+    long = embed_request(*["river " * 200] * 64)
+
+    def cost(deadline_s: float) -> float:
+        """Processor seconds of the engine until it has answered ``long`` and what came after."""
+        before = sum(engine.cpu_times()[:2])
+        call = stubs.embedder.Embed.future(long, timeout=deadline_s)
+        error = call.exception()
+        assert error is None or error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert (error is None) is (deadline_s == WAIT_S)
         np.testing.assert_array_equal(client.embed(TEXTS).vectors, wanted)
-    assert {len(call.result().num_tokens) for call in busy} == {32}
+        return sum(engine.cpu_times()[:2]) - before
+
+    with server.client() as client:
+        assert cost(WAIT_S) > 2 * cost(0.03)
+        busy = stubs.embedder.Embed.future(long, timeout=WAIT_S)
+        assert stubs.embedder.Embed.future(embed_request("x"), timeout=1e-4).exception() is not None
+        np.testing.assert_array_equal(client.embed(TEXTS).vectors, wanted)
+        assert len(busy.result().num_tokens) == 64
 
 
 def test_memory_is_flat_over_rounds_of_everything(bfloat16_server: Served) -> None:
