@@ -35,6 +35,7 @@ def extension() -> dict:
 setup(
     packages=[f"embedmux.{room}{sub}" for room in ROOMS for sub in ("", *(f".{p}" for p in find_packages(room)))],
     package_dir={f"embedmux.{room}": room for room in ROOMS},
+    include_package_data=False,  # only what is named here; the folders below `defaults` are data, not packages
     package_data={
         **{f"embedmux.{room}": ["py.typed"] for room in ROOMS},
         "embedmux.proto": ["py.typed", "*.proto", "*.pyi"],
