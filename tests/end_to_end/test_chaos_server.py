@@ -152,3 +152,13 @@ def test_an_engine_does_not_outlive_its_front(serve: Serve) -> None:
         served.process.kill()
         wait_for(lambda: is_gone(engine), "the engine ended")
         served.process.wait(WAIT_S)
+
+
+def test_a_drain_has_an_end(serve: Serve) -> None:
+    with serve("--drain-s", "0.5") as served:
+        engine = served.engine()
+        assert engine is not None
+        call = begin_slow_work(served, served.stubs())
+        assert served.stop() == 0
+        assert call.exception(WAIT_S).code() is UNAVAILABLE
+        assert is_gone(engine)
