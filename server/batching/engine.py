@@ -67,6 +67,7 @@ class Engine:
             sequences.append(Sequence(job, index, num_tokens, slot, now, job.deadline))
         job.remaining = len(sequences)
         refused: EmbedmuxError | None = None
+        is_answered = not sequences  # once it is queued, the device thread may answer it before this call returns
         with self._wake:
             if self._closing:
                 refused = Unavailable("the server is shutting down; send the request to another one")
@@ -81,8 +82,8 @@ class Engine:
             for sequence in sequences:
                 job.errors[sequence.index] = refused
                 self._leases.release(int(job.adapters[sequence.index]))
-            job.remaining = 0
-        if not job.remaining:
+            is_answered = True
+        if is_answered:
             done(job)
 
     def cancel(self, job: EngineJob) -> None:

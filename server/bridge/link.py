@@ -72,7 +72,9 @@ class EngineLink(asyncio.Protocol):
         try:
             errors = await done
         except asyncio.CancelledError:
-            if job_id in self._starts and not transport.is_closing():
+            if job_id not in self._jobs:  # answered just before this task was cancelled
+                self._blocks.free(self._starts.pop(job_id))
+            elif not transport.is_closing():
                 transport.write(frame(Kind.CANCEL, JOB_ID.pack(job_id)))
             raise
         vectors = bytes(block.out)

@@ -1,0 +1,64 @@
+"""The engine's promise to whoever submits: one answer for each job, however the threads interleave."""
+
+import sys
+import threading
+from collections import Counter
+
+import numpy as np
+
+from embedmux.server.batching.engine import Engine
+from embedmux.server.batching.scheduler import Scheduler
+from embedmux.server.records import BASE_MODEL, Encoding, EngineJob, OutputSpec, Sequence
+
+NUM_JOBS = 3000
+
+
+class NoLeases:
+    """The bare model needs none."""
+
+    def lease(self, handle: int) -> int:
+        return handle
+
+    def release(self, handle: int) -> None:
+        pass
+
+
+def compute(sequences: list[Sequence]) -> list[bytes]:
+    return [b"\1"] * len(sequences)
+
+
+def make_job(number: int) -> EngineJob:
+    return EngineJob(
+        id=number,
+        token_ids=np.zeros(1, np.int32),
+        offsets=np.array([0, 1], np.int32),
+        adapters=np.array([BASE_MODEL], np.int32),
+        output=OutputSpec(1, Encoding.UINT8),
+        deadline=None,
+        out=memoryview(bytearray(1)),
+    )
+
+
+def test_a_job_that_is_done_before_submit_returns_is_answered_once() -> None:
+    """The computation takes no time and threads switch often, so many jobs finish inside their own submit."""
+    answers: Counter[int] = Counter()
+    all_answered = threading.Event()
+
+    def done(job: EngineJob) -> None:
+        answers[job.id] += 1
+        if len(answers) == NUM_JOBS:
+            all_answered.set()
+
+    engine = Engine(
+        compute, NoLeases(), Scheduler(max_batch_tokens=64, max_batch_texts=64, max_queue_tokens=NUM_JOBS * 2)
+    )
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for number in range(NUM_JOBS):
+            engine.submit(make_job(number), done)
+    finally:
+        sys.setswitchinterval(interval)
+    assert all_answered.wait(30)
+    assert engine.close(timeout_s=30)
+    assert set(answers.values()) == {1}

@@ -1,0 +1,92 @@
+"""The front's end of the engine's socket: every block comes back, whoever gives up and whenever."""
+
+import asyncio
+import mmap
+from typing import Any
+from unittest.mock import create_autospec
+
+import pytest
+
+from embedmux.server.bridge.frames import JOB_ID, SUBMIT, Kind, frame
+from embedmux.server.bridge.link import EngineLink
+from embedmux.server.errors import Overloaded, Unavailable
+from embedmux.server.records import Encoding, OutputSpec
+
+OUTPUT = OutputSpec(8, Encoding.FLOAT32)
+SIZE = 4096
+
+
+class Wire:
+    """A link whose engine is this test."""
+
+    def __init__(self) -> None:
+        self.transport: Any = create_autospec(asyncio.Transport, instance=True)
+        self.transport.is_closing.return_value = False
+        self.link = EngineLink(mmap.mmap(-1, SIZE))
+        self.link.connection_made(self.transport)
+
+    def embed(self, num_texts: int = 2) -> asyncio.Task[Any]:
+        return asyncio.create_task(self.link.embed([[1, 2, 3]] * num_texts, [-1] * num_texts, OUTPUT, None))
+
+    def sent(self, kind: Kind) -> list[bytes]:
+        frames = [call.args[0] for call in self.transport.write.call_args_list]
+        return [data[5:] for data in frames if data[4] == kind]
+
+    def answer(self, submitted: bytes) -> None:
+        self.link.data_received(frame(Kind.DONE, JOB_ID.pack(SUBMIT.unpack(submitted)[0])))
+
+    @property
+    def used(self) -> int:
+        return self.link._blocks.used
+
+
+async def test_an_answer_gives_the_block_back() -> None:
+    wire = Wire()
+    task = wire.embed()
+    await asyncio.sleep(0)
+    assert wire.used > 0
+    wire.answer(wire.sent(Kind.SUBMIT)[0])
+    vectors, errors = await task
+    assert (len(vectors), errors, wire.used) == (2 * 8 * 4, {}, 0)
+
+
+async def test_a_cancelled_block_is_kept_until_the_engine_has_answered() -> None:
+    wire = Wire()
+    task = wire.embed()
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert wire.used > 0, "the engine may still write to it"
+    assert len(wire.sent(Kind.CANCEL)) == 1
+    wire.answer(wire.sent(Kind.SUBMIT)[0])
+    assert wire.used == 0
+
+
+async def test_a_block_answered_just_before_the_cancel_comes_back() -> None:
+    wire = Wire()
+    task = wire.embed()
+    await asyncio.sleep(0)
+    wire.answer(wire.sent(Kind.SUBMIT)[0])
+    task.cancel()  # before the task could see its answer
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert (wire.used, wire.sent(Kind.CANCEL)) == (0, [])
+
+
+async def test_full_memory_refuses_and_takes_nothing() -> None:
+    wire = Wire()
+    with pytest.raises(Overloaded, match=f"of {SIZE} bytes of shared memory"):
+        await wire.embed(num_texts=500)
+    assert wire.used == 0
+
+
+async def test_a_lost_engine_answers_everything_with_unavailable() -> None:
+    wire = Wire()
+    tasks = [wire.embed() for _ in range(3)]
+    await asyncio.sleep(0)
+    wire.link.connection_lost(None)
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(result, Unavailable)
+    with pytest.raises(Unavailable):
+        wire.transport.is_closing.return_value = True
+        await wire.embed()
