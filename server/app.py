@@ -72,7 +72,7 @@ class App:
                 await stop
             loading.cancel()
         finally:
-            logger.info("draining: accepted requests have up to %.0f s", self.config.drain_s)
+            logger.info("draining: accepted requests have up to %.1f s", self.config.drain_s)
             await server.stop(self.config.drain_s)
             await self.supervisor.close(ENGINE_DRAIN_S)
             self.tokenizer.close()
