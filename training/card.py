@@ -15,13 +15,14 @@ LOSSES = {
     "retrieval": "InfoNCE over in-batch negatives and one mined hard negative per query (temperature 0.05)",
     "text-matching": "CoSENT over the scored pairs (temperature 0.05)",
     "classification": "supervised contrastive loss (temperature 0.1), each batch from one dataset",
-    "clustering": "supervised contrastive loss (temperature 0.1), each batch from one dataset",
+    "clustering": "supervised contrastive loss (temperature 0.1), each batch from one dataset, plus a pull towards the "
+    "cosines of the bare model",
 }
 HELD_BACK = {
     "retrieval": "a tenth of the training queries",
     "text-matching": "the dev part",
     "classification": "a tenth of the training texts",
-    "clustering": "three of ten training labels",
+    "clustering": "half of the training labels",
 }
 PROTOCOLS = {
     "retrieval": "nDCG@10, exact cosine search over the whole corpus; interval: paired bootstrap over the queries",
@@ -109,7 +110,8 @@ def _command(trained: TrainedAdapter) -> str:
     return (
         f"embedmux train --task {config.task} --model {model} --data DATA --out OUT --rank {config.rank} "
         f"--alpha {config.alpha:g} \\\n    --steps {config.steps} --batch-size {config.batch_size} "
-        f"--learning-rate {config.learning_rate:g} --seed {config.seed}{without}"
+        f"--learning-rate {config.learning_rate:g} --anchor {config.anchor:g} --check-every {config.check_every} "
+        f"--seed {config.seed}{without}"
     )
 
 

@@ -31,6 +31,8 @@ def train_command(
     steps: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
+    anchor: float | None = None,
+    check_every: int | None = None,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     without: Annotated[tuple[str, ...], Parameter(negative="")] = (),
@@ -75,6 +77,11 @@ def train_command(
         Rows of one step; a contrastive loss learns more from larger batches. Default by task.
     learning_rate
         Peak of the rate, after a warm-up over a tenth of the steps. Default by task.
+    anchor
+        Weight of a pull towards the bare model: higher forgets less of what the training data does not show and gains
+        less on what it does. Default: 20 for clustering, else 0.
+    check_every
+        Steps between two looks at the held-back data; four without a gain end the run. Default: 40, clustering 20.
     query_prompt
         Text put before every query, in training and in serving. Default for retrieval: "query: ".
     document_prompt
@@ -110,6 +117,8 @@ def train_command(
         steps=_given(steps, recipe.steps),
         batch_size=_given(batch_size, recipe.batch_size),
         learning_rate=_given(learning_rate, recipe.learning_rate),
+        anchor=_given(anchor, recipe.anchor),
+        check_every=_given(check_every, recipe.check_every),
         prompts=_prompts(recipe.prompts, query=query_prompt, document=document_prompt),
         seed=seed,
         max_minutes=max_minutes,

@@ -13,13 +13,15 @@ class Recipe:
     batch_size: int
     learning_rate: float
     prompts: dict[str, str]
+    anchor: float = 0.0  # weight of the pull towards the bare model, losses.drift
+    check_every: int = 40
 
 
 RECIPES = {
     "retrieval": Recipe(16, 160, 32, 2e-4, {"query": "query: ", "document": "document: "}),
     "text-matching": Recipe(8, 320, 64, 1e-4, {}),
     "classification": Recipe(16, 240, 96, 3e-4, {}),
-    "clustering": Recipe(12, 200, 96, 2e-4, {}),
+    "clustering": Recipe(12, 80, 96, 1e-4, {}, anchor=20.0, check_every=20),
 }
 
 
@@ -36,6 +38,7 @@ class TrainingConfig:
     batch_size: int
     learning_rate: float
     prompts: dict[str, str]
+    anchor: float = 0.0
     seed: int = 42
     max_minutes: float = 30.0
     max_tokens: int = 128
@@ -51,6 +54,8 @@ class TrainingConfig:
         for name in ("rank", "steps", "batch_size", "max_tokens", "max_examples", "check_every", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, the least is 1")
+        if self.anchor < 0:
+            raise ValueError(f"anchor is {self.anchor}, the least is 0: no pull towards the bare model")
         for name in ("alpha", "learning_rate", "max_minutes"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be above 0")

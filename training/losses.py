@@ -34,6 +34,17 @@ def task_loss(task: str, encoder: SentenceTransformer) -> Loss:
     )
 
 
+def drift(columns: Sequence[Tensor], frozen: Sequence[Tensor]) -> Tensor:
+    """How far the adapter has moved the texts of a batch against each other: mean squared change of their cosines.
+
+    Both hold the same columns [N, D], `frozen` from the bare model -> scalar float32. Added to a contrastive loss it
+    keeps what the bare model knows of labels that training never shows (relational distillation, Park et al., CVPR
+    2019; Jina v5 trains its classification adapter so).
+    """
+    after, before = (nn.functional.normalize(torch.cat(list(side)).float(), dim=1) for side in (columns, frozen))
+    return nn.functional.mse_loss(after @ after.T, before @ before.T)
+
+
 def supervised_contrast(columns: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Pulls texts of one label together and pushes the rest of the batch away (Khosla et al., NeurIPS 2020, L_out).
 

@@ -20,7 +20,7 @@ from embedmux.training.backbone import embedder, load_backbone
 from embedmux.training.config import TrainingConfig
 from embedmux.training.examples import ExampleBatch, batches
 from embedmux.training.lora import add_adapter, copy_weights, trainable
-from embedmux.training.losses import task_loss
+from embedmux.training.losses import drift, task_loss
 from embedmux.training.negatives import Mined, mine_split
 from embedmux.training.split import Split, load_splits
 from embedmux.training.validate import held_back_score, shrink_held_back
@@ -72,10 +72,11 @@ def train(config: TrainingConfig, *, console: Console | None = None) -> TrainedA
             for split in splits
         }
     splits = [shrink_held_back(split, negatives=mined[split.train.name], seed=config.seed) for split in splits]
-    weights = trainable(add_adapter(encoder, rank=config.rank, alpha=config.alpha))
+    adapter = add_adapter(encoder, rank=config.rank, alpha=config.alpha)
+    weights = trainable(adapter)
     _make_fast(encoder)
     deadline = started + 60 * config.max_minutes
-    checks = _run(config, encoder, weights, splits, mined, console=console, deadline=deadline)
+    checks = _run(config, encoder, adapter, splits, mined, console=console, deadline=deadline)
     encoder = load_backbone(config.model)
     adapter = add_adapter(encoder, rank=config.rank, alpha=config.alpha)
     copy_weights(weights, trainable(adapter))
@@ -104,14 +105,15 @@ def _make_fast(encoder: SentenceTransformer) -> None:
 def _run(
     config: TrainingConfig,
     encoder: SentenceTransformer,
-    weights: list[nn.Parameter],
+    adapter: PeftModel,
     splits: Sequence[Split],
     mined: dict[str, Mined],
     *,
     console: Console,
     deadline: float,
 ) -> list[Check]:
-    """The loop. Leaves the best values in `weights` and returns every look at the held-back data."""
+    """The loop. Leaves the best weights in `adapter` and returns every look at the held-back data."""
+    weights = trainable(adapter)
     optimizer = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.steps))
     loss_function = task_loss(config.task, encoder)
@@ -132,7 +134,12 @@ def _run(
         for step in range(1, config.steps + 1):
             batch = next(draw)
             with half_precision():
-                loss = loss_function(embed_columns(encoder, batch, config.prompts), torch.tensor(batch.labels))
+                columns = embed_columns(encoder, batch, config.prompts)
+                loss = loss_function(columns, torch.tensor(batch.labels))
+                if config.anchor:
+                    with torch.no_grad(), adapter.disable_adapter():
+                        frozen = embed_columns(encoder, batch, config.prompts)
+                    loss = loss + config.anchor * drift(columns, frozen)
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(weights, MAX_GRADIENT_NORM)
             optimizer.step()

@@ -13,9 +13,9 @@ from embedmux.training.split import Split
 
 MAX_QUERIES = 100
 NEGATIVES_PER_QUERY = 4
-MAX_TEXTS = 600
+MAX_TEXTS = 1200
 NUM_DRAWS = 2
-CLUSTERINGS = 5
+CLUSTERINGS = 10
 
 
 def held_back_score(task: str, splits: Sequence[Split], embed: Embed) -> float:

@@ -35,6 +35,7 @@ def config_for(task: str, model: Path, data: Path) -> TrainingConfig:
         batch_size=16,
         learning_rate=5e-3,
         prompts=RECIPES[task].prompts,
+        anchor=RECIPES[task].anchor,
         check_every=2,
     )
 
@@ -142,6 +143,7 @@ def test_the_bare_model_gets_ranges_from_the_texts_of_every_task(tiny_model: Pat
         ({"task": "summaries"}, "task 'summaries' is not known"),
         ({"rank": 0}, "rank is 0, the least is 1"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0, it must be above 0"),
+        ({"anchor": -1.0}, "anchor is -1.0, the least is 0"),
         ({"batch_size": 2}, "batch_size is 2, contrastive batches need 4 or more"),
     ],
 )
