@@ -100,7 +100,9 @@ def _time_limit(trained: TrainedAdapter) -> str:
     """Said only where the clock ended the run: it then cannot be repeated to the bit."""
     config, last = trained.config, trained.checks[-1].step
     out_of_patience = last - trained.best.step >= config.patience * config.check_every
-    return "" if last == config.steps or out_of_patience else f", which its limit ended at step {last}"
+    if last == config.steps or out_of_patience:
+        return ""
+    return f", which a limit on wall time ended at step {last}; the command above runs on and gives other weights"
 
 
 def _command(trained: TrainedAdapter) -> str:
@@ -155,7 +157,7 @@ def _limits(trained: TrainedAdapter, gains: Sequence[Gain]) -> str:
             "- Vectors of this adapter compare with each other only, not with those of the bare model or another task.",
             "- On sources unlike the training data expect the gain of the last column, not that of the one before."
             if any(gain.left_out for gain in gains)
-            else "- The training data is narrow: measure on your own texts before relying on the gain.",
+            else "- What a source outside the training data gains was not measured; try your own texts before relying on it.",
         )
     )
 
