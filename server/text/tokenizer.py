@@ -1,6 +1,7 @@
 """A model's tokenizer, off the event loop, with the truth about length: a text is cut only if asked, and it is said."""
 
 import asyncio
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from embedmux.server.records import Tokens, Truncate
 
 # Below this many characters tokenising takes less time than the way to a thread and back.
 INLINE_CHARACTERS = 256
+# Texts tokenised at once: the library needs over a hundred bytes a token until the text is cut to what the model reads.
+CHUNK_CHARACTERS = 1 << 18
 
 
 class Tokenizer:
@@ -37,7 +40,11 @@ class Tokenizer:
 
     def encode_now(self, texts: list[str], truncate: Truncate) -> list[Tokens | InvalidRequest]:
         """The same on the calling thread. Special tokens are kept when a text is cut."""
-        return [self._fit(encoded, truncate) for encoded in self._tokenizer.encode_batch_fast(texts)]
+        return [
+            self._fit(encoded, truncate)
+            for chunk in _chunks(texts)
+            for encoded in self._tokenizer.encode_batch_fast(chunk)
+        ]
 
     def pieces(self, ids: list[int]) -> list[str]:
         """The vocabulary entry of every id."""
@@ -66,3 +73,17 @@ class Tokenizer:
         room = self.max_tokens - head - tail
         kept = content[:room] if truncate is Truncate.END else content[-room:]
         return Tokens(ids[:head] + kept + ids[len(ids) - tail :], len(ids))
+
+
+def _chunks(texts: list[str]) -> Iterator[list[str]]:
+    """Runs of texts of at most CHUNK_CHARACTERS, or one longer text alone."""
+    chunk: list[str] = []
+    num_characters = 0
+    for text in texts:
+        if chunk and num_characters + len(text) > CHUNK_CHARACTERS:
+            yield chunk
+            chunk, num_characters = [], 0
+        chunk.append(text)
+        num_characters += len(text)
+    if chunk:
+        yield chunk

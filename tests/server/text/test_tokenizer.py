@@ -45,3 +45,10 @@ async def test_long_work_leaves_the_event_loop(folder: Path) -> None:
 def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelRejected, match=r"has no tokenizer\.json"):
         Tokenizer(tmp_path, max_tokens=8)
+
+
+def test_large_requests_are_read_in_pieces_of_bounded_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer(folder, max_tokens=16)
+    whole = tokenizer.encode_now(TEXTS * 3, Truncate.END)
+    monkeypatch.setattr("embedmux.server.text.tokenizer.CHUNK_CHARACTERS", 40)
+    assert tokenizer.encode_now(TEXTS * 3, Truncate.END) == whole
