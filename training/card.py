@@ -22,7 +22,7 @@ HELD_BACK = {
     "retrieval": "a tenth of the training queries",
     "text-matching": "the dev part",
     "classification": "a tenth of the training texts",
-    "clustering": "half of the training labels",
+    "clustering": "a fifth of the training labels",
 }
 PROTOCOLS = {
     "retrieval": "nDCG@10, exact cosine search over the whole corpus; interval: paired bootstrap over the queries",
@@ -157,7 +157,7 @@ def _limits(trained: TrainedAdapter, gains: Sequence[Gain]) -> str:
             "- Vectors of this adapter compare with each other only, not with those of the bare model or another task.",
             "- On sources unlike the training data expect the gain of the last column, not that of the one before."
             if any(gain.left_out for gain in gains)
-            else "- What a source outside the training data gains was not measured; try your own texts before relying on it.",
+            else "- What a source outside the training data gains was not measured: try your own texts first.",
         )
     )
 

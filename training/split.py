@@ -22,7 +22,7 @@ from embedmux.training.datasets import (
 Dataset = RetrievalSet | PairSet | LabelledSet
 
 HELD_BACK_SHARE = 0.1
-HELD_BACK_LABEL_SHARE = 0.5  # of the labels of a clustering set
+HELD_BACK_LABEL_SHARE = 0.2  # of the labels of a clustering set
 
 
 @dataclass(frozen=True, slots=True)
