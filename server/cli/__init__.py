@@ -23,6 +23,7 @@ COMMANDS = {
     "tasks": ("embedmux.server.cli.tasks:tasks", "List the tasks of a server: adapters, prompts, spaces."),
     "adapters": ("embedmux.server.cli.adapters:app", "Check adapter folders; list, load and unload adapters."),
     "train": ("embedmux.training.command:train_command", "Train a task adapter."),
+    "calibrate": ("embedmux.training.command:calibrate_command", "Measure int8 and uint8 ranges of a bare model."),
     "doctor": ("embedmux.server.cli.doctor:doctor", "Look at this installation, and at a server, and suggest fixes."),
 }
 # Which optional extra brings a package that only some commands need.
