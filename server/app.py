@@ -60,9 +60,9 @@ class App:
         server = build_server(services, self.lifecycle, options=options)
         stop = _stop_on_signals()
         await server.start()
-        if self.config.port_file is not None:
-            self.config.port_file.write_text(f"{server.ports[0]}\n", encoding="utf-8")
         try:
+            if self.config.port_file is not None:
+                self.config.port_file.write_text(f"{server.ports[0]}\n", encoding="utf-8")
             started = time.monotonic()
             loading = asyncio.create_task(self.supervisor.start())
             await asyncio.wait([loading, stop], return_when=asyncio.FIRST_COMPLETED)

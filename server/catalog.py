@@ -31,6 +31,8 @@ class Catalog:
 
     def route(self, instruction: Instruction, dimensions: int, encoding: Encoding) -> Route:
         """Which adapter and prompt serve an instruction, and in which space; raises NotFound or InvalidRequest."""
+        if instruction.prompt is not None:  # as many as clients like, so none is kept
+            return self._resolve(instruction, dimensions, encoding)
         adapters = self._engine.adapters
         if adapters is not self._routes_for or len(self._routes) > MAX_CACHED_ROUTES:
             self._routes, self._routes_for = {}, adapters
@@ -157,5 +159,5 @@ def _choose_prompt(
 
 
 def _listed(names: object) -> str:
-    found = sorted(names, key=str)  # type: ignore[call-overload]
+    found = sorted(names)  # type: ignore[call-overload]
     return ", ".join(map(str, found)) if found else "none"

@@ -1,6 +1,7 @@
 """Everything the server can be told, parsed once. Nothing below the command line reads flags or the environment."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from embedmux.server.errors import InvalidConfig
 
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("cpu", "cuda")
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,7 @@ class EngineConfig:
 
     model: str = "minilm"
     adapters: Path | None = None
+    loads_adapters: bool = True  # at the start, all that the root holds; a restarted engine is told what to load
     dtype: str = "float32"
     device: str = "cpu"
     threads: int | None = None
@@ -36,6 +39,8 @@ class EngineConfig:
             raise InvalidConfig(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
         if self.device not in DEVICES:
             raise InvalidConfig(f"device is {self.device!r}; it must be one of {', '.join(DEVICES)}")
+        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
+            raise InvalidConfig(f"threads is {self.threads}; it must be 1 to {MAX_THREADS}")
         for name in ("max_batch_tokens", "max_batch_texts", "max_queue_tokens", "max_adapters", "max_adapter_bytes"):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -63,6 +68,11 @@ class Limits:
     max_stream_requests: int = 8
     max_stream_texts: int = 1024
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise InvalidConfig(f"{name} is {value}; it must be at least 1")
+
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
@@ -75,3 +85,9 @@ class ServeConfig:
     port_file: Path | None = None
     shared_memory_bytes: int = 256 << 20
     tokenizer_threads: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drain_s < math.inf:
+            raise InvalidConfig(f"drain_s is {self.drain_s}; it must be a number of seconds, 0 or more")
+        if self.address in ("unix:", "unix://"):
+            raise InvalidConfig(f"address is {self.address!r}; name the socket's path after it")

@@ -72,10 +72,16 @@ class Encoder:
         errors: dict[int, EmbedmuxError] = {}
         for index, (text, instruction) in enumerate(zip(job.texts, job.instructions, strict=True)):
             try:
-                self._check_text(text)
+                self._check_text(text, instruction.prompt or "")
                 routes[index] = self._catalog.route(instruction, output.dimensions, output.encoding)
             except EmbedmuxError as error:
                 errors[index] = error
+        num_characters = sum(len(route.prompt) + len(job.texts[index]) for index, route in routes.items())
+        if num_characters > self._limits.max_message_bytes:
+            raise InvalidRequest(
+                f"the texts with their prompts have {num_characters} characters, the limit is "
+                f"{self._limits.max_message_bytes} (max_message_bytes); send several requests"
+            )
         prompted = [route.prompt + job.texts[index] for index, route in routes.items()]
         found = await self._tokenizer.encode(prompted, job.truncate) if prompted else []
         tokens: dict[int, Tokens] = {}
@@ -98,16 +104,16 @@ class Encoder:
         if job.model and job.model != self._engine.model.name:
             raise NotFound(f"model {job.model!r} is not served here; this server has {self._engine.model.name!r}")
 
-    def _check_text(self, text: str) -> None:
+    def _check_text(self, text: str, prompt: str) -> None:
         if not text:
             raise InvalidRequest("the text is empty; send at least one character")
         # A character is 1 to 4 bytes, so most texts are settled without encoding them.
-        if 4 * len(text) > self._limits.max_text_bytes:
-            num_bytes = len(text.encode())
+        if 4 * (len(prompt) + len(text)) > self._limits.max_text_bytes:
+            num_bytes = len(prompt.encode()) + len(text.encode())
             if num_bytes > self._limits.max_text_bytes:
                 raise InvalidRequest(
-                    f"the text has {num_bytes} bytes, the limit is {self._limits.max_text_bytes} (max_text_bytes); "
-                    "split it"
+                    f"the text with its prompt has {num_bytes} bytes, the limit is {self._limits.max_text_bytes} "
+                    "(max_text_bytes); split it"
                 )
 
 

@@ -52,7 +52,7 @@ class Runtime:
             path = config.adapters / BASE_FOLDER / "calibration.safetensors"
             base_calibrations = read_calibrations(path, BASE_FOLDER, root=config.adapters)
         self.registry = AdapterRegistry(arena, base_calibrations)
-        if config.adapters is not None:
+        if config.adapters is not None and config.loads_adapters:
             for folder in list_adapter_folders(config.adapters):
                 self.load_adapter(str(folder.relative_to(config.adapters)), None)
         self.info = ModelInfo(
@@ -111,7 +111,7 @@ def _check_kernels(config: EngineConfig) -> None:
     if slow and not config.allow_reference:
         raise ModelRejected(
             f"no compiled kernel on {config.device} for {', '.join(slow)}; "
-            "build the extension (make build) or accept slow reference kernels with --allow-reference"
+            "build the extension (make install) or accept slow reference kernels with --allow-reference"
         )
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ModelRejected("device is 'cuda', but torch sees no CUDA device; use --device cpu")

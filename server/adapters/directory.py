@@ -31,6 +31,8 @@ PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 def list_adapter_folders(root: Path) -> list[Path]:
     """Sub-folders with an adapter_config.json, sorted by name; others, such as the bare model's ``base``, are left."""
+    if not root.is_dir():
+        reject(f"adapter root {str(root)!r}", "is not a folder; create it or name another one")
     return sorted(folder for folder in root.iterdir() if folder.is_dir() and (folder / CONFIG).exists())
 
 

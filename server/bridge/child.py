@@ -28,7 +28,7 @@ from embedmux.server.bridge.frames import (
     json_frame,
 )
 from embedmux.server.config import EngineConfig
-from embedmux.server.errors import EmbedmuxError, EngineFailure
+from embedmux.server.errors import EmbedmuxError, EngineFailure, ModelRejected
 from embedmux.server.records import Encoding, EngineJob, OutputSpec
 from embedmux.server.runtime import Runtime
 
@@ -122,6 +122,8 @@ def main() -> None:
     # A terminal sends its signals to the whole group; the front decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A thread that dies would leave a process that looks alive and answers nothing; a restart is better.
+    threading.excepthook = _end_process
     connection = socket.socket(fileno=socket_fd)
     memory = mmap.mmap(memory_fd, 0)
     try:
@@ -129,11 +131,21 @@ def main() -> None:
     except EmbedmuxError as error:
         connection.sendall(json_frame(Kind.FAILED, error_to_json(error)))
         sys.exit(1)
+    except Exception as error:
+        logger.exception("the model did not load")
+        failure = ModelRejected(f"model {config.model!r} did not load: {type(error).__name__}: {error}")
+        connection.sendall(json_frame(Kind.FAILED, error_to_json(failure)))
+        sys.exit(1)
     process = EngineProcess(connection, memory, runtime)
     adapters = [asdict(info) for info in runtime.registry.list()]
     process.send(json_frame(Kind.READY, {"model": asdict(runtime.info), "adapters": adapters}))
     process.serve()
     connection.shutdown(socket.SHUT_RDWR)
+
+
+def _end_process(failure: threading.ExceptHookArgs) -> None:
+    logger.critical("thread %s failed", failure.thread, exc_info=failure.exc_value)
+    os._exit(70)
 
 
 if __name__ == "__main__":

@@ -72,13 +72,13 @@ class EngineLink(asyncio.Protocol):
         try:
             errors = await done
         except asyncio.CancelledError:
-            if job_id not in self._jobs:  # answered just before this task was cancelled
-                self._blocks.free(self._starts.pop(job_id))
+            if job_id not in self._jobs:  # answered just before or just after this task was cancelled
+                self._give_back(job_id)
             elif not transport.is_closing():
                 transport.write(frame(Kind.CANCEL, JOB_ID.pack(job_id)))
             raise
         vectors = bytes(block.out)
-        self._blocks.free(self._starts.pop(job_id))
+        self._give_back(job_id)
         return vectors, errors
 
     async def call(self, method: str, **arguments: Any) -> Any:
@@ -117,7 +117,11 @@ class EngineLink(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The engine process is gone: everything it held is answered with Unavailable."""
-        gone = Unavailable("the engine process ended while it held this request; it is being restarted, try again")
+        gone = Unavailable(
+            "the engine process ended while it held this request; it is being restarted, try again"
+            if self.ready.done()
+            else "the engine process ended while it loaded the model; its log says why"
+        )
         waiting = [*self._jobs.values(), *self._calls.values(), self.ready]
         for future in waiting:
             if not future.done():
@@ -134,9 +138,13 @@ class EngineLink(asyncio.Protocol):
         job_id, errors = parse_done(payload)
         done = self._jobs.pop(job_id)
         if done.cancelled():
-            self._blocks.free(self._starts.pop(job_id))
+            self._give_back(job_id)
         else:
             done.set_result(errors)
+
+    def _give_back(self, job_id: int) -> None:
+        if (start := self._starts.pop(job_id, None)) is not None:
+            self._blocks.free(start)
 
     def _answer(self, value: dict[str, Any]) -> None:
         answer = self._calls.pop(value["id"])

@@ -11,10 +11,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from embedmux.server.bridge.link import EngineLink, adapter_info
 from embedmux.server.config import EngineConfig
-from embedmux.server.errors import EmbedmuxError, Unavailable
+from embedmux.server.errors import AdapterRejected, EmbedmuxError, Overloaded, Unavailable
 from embedmux.server.facts import AdapterInfo, ModelInfo
 from embedmux.server.records import OutputSpec
 
@@ -39,13 +40,12 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._closing = False
-        self._loaded: dict[str, str] = {}  # adapters loaded by call: id -> path, to load again after a restart
-        self._unloaded: set[str] = set()  # adapters of the start-up folder that were unloaded by call
-        self.restarts = 0
+        self._in_service: dict[str, tuple[str, str]] = {}  # adapter id -> (path below the root, digest)
 
     async def start(self) -> None:
         """Starts the engine and waits until it is ready; raises its error if the model cannot be served."""
-        self._link = await self._launch()
+        self._link = await self._launch(self._config)
+        self._in_service = {info.id: (info.id, info.digest) for info in self._link.adapters.values()}
         self._watcher = asyncio.create_task(self._watch(), name="embedmux-supervisor")
         self._on_change(True)
 
@@ -61,11 +61,6 @@ class Supervisor:
         """Adapters in service by id; a new dict after every change."""
         return self._ready_link().adapters
 
-    @property
-    def process_id(self) -> int | None:
-        """The engine's process id while one runs."""
-        return self._process.pid if self._process and self._process.poll() is None else None
-
     async def embed(
         self, tokens: list[list[int]], adapters: list[int], output: OutputSpec, deadline: float | None
     ) -> tuple[bytes, dict[int, EmbedmuxError]]:
@@ -74,20 +69,25 @@ class Supervisor:
 
     async def load_adapter(self, path: str, adapter_id: str | None) -> AdapterInfo:
         """Loads an adapter folder below the root; it stays loaded over restarts of the engine process."""
-        link = self._ready_link()
-        info = adapter_info(await link.call("load_adapter", path=path, adapter_id=adapter_id))
-        link.adapters = {**link.adapters, info.id: info}
-        self._loaded[info.id] = path
-        self._unloaded.discard(info.id)
-        return info
+        # Shielded: what the engine has done must be known here, even if the caller does not wait for it.
+        return await asyncio.shield(asyncio.ensure_future(self._load(path, adapter_id)))
 
     async def unload_adapter(self, adapter_id: str) -> None:
         """Takes an adapter out of service."""
+        await asyncio.shield(asyncio.ensure_future(self._unload(adapter_id)))
+
+    async def _load(self, path: str, adapter_id: str | None) -> AdapterInfo:
+        link = self._ready_link()
+        info = adapter_info(await link.call("load_adapter", path=path, adapter_id=adapter_id))
+        link.adapters = {**link.adapters, info.id: info}
+        self._in_service[info.id] = (path, info.digest)
+        return info
+
+    async def _unload(self, adapter_id: str) -> None:
         link = self._ready_link()
         await link.call("unload_adapter", adapter_id=adapter_id)
         link.adapters = {name: info for name, info in link.adapters.items() if name != adapter_id}
-        self._loaded.pop(adapter_id, None)
-        self._unloaded.add(adapter_id)
+        self._in_service.pop(adapter_id, None)
 
     async def close(self, timeout_s: float) -> bool:
         """Lets the engine answer what it holds, then ends it; kills it after ``timeout_s``. True if it ended itself."""
@@ -130,37 +130,38 @@ class Supervisor:
                 await asyncio.sleep(pause_s)
                 pause_s, started = min(LONGEST_PAUSE_S, 2 * pause_s), time.monotonic()
                 try:
-                    link = await self._launch()
+                    link = await self._launch(replace(self._config, loads_adapters=False))
                     await self._restore(link)
-                except EmbedmuxError as error:
+                except (EmbedmuxError, OSError) as error:
                     logger.error("the engine process did not start: %s", error)
+                    self._process.kill()
+                    await asyncio.to_thread(self._process.wait)
                     continue
                 break
             self._link = link
-            self.restarts += 1
             self._on_change(True)
 
     async def _restore(self, link: EngineLink) -> None:
-        """Brings a fresh engine's adapters to what was in service before."""
-        # Also those loaded by call: the start-up folder may hold another adapter under the same id.
-        for adapter_id in (self._unloaded | self._loaded.keys()) & link.adapters.keys():
-            await link.call("unload_adapter", adapter_id=adapter_id)
-            del link.adapters[adapter_id]
-        for adapter_id, path in self._loaded.items():
+        """Brings a fresh engine's adapters to exactly what was in service before, or leaves one out and says so."""
+        for adapter_id, (path, digest) in list(self._in_service.items()):
             try:
                 info = adapter_info(await link.call("load_adapter", path=path, adapter_id=adapter_id))
+                if info.digest != digest:
+                    await link.call("unload_adapter", adapter_id=adapter_id)
+                    raise AdapterRejected(f"its folder now holds other weights ({info.digest[:12]}, not {digest[:12]})")
                 link.adapters[info.id] = info
-            except EmbedmuxError as error:
-                logger.error("adapter %r did not load again after the restart: %s", adapter_id, error)
+            except (AdapterRejected, Overloaded) as error:
+                del self._in_service[adapter_id]
+                logger.error("adapter %r is out of service since the restart: %s", adapter_id, error)
 
-    async def _launch(self) -> EngineLink:
+    async def _launch(self, config: EngineConfig) -> EngineLink:
         """A new engine process, ready; its socket and its memory die with it."""
         front, back = socket.socketpair()
         memory_file = _memory_file(self._memory_bytes)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "embedmux.server.bridge.child",
-                 str(back.fileno()), str(memory_file), self._config.to_json()],
+                 str(back.fileno()), str(memory_file), config.to_json()],
                 pass_fds=(back.fileno(), memory_file),
                 stdin=subprocess.DEVNULL,
             )  # fmt: skip

@@ -10,6 +10,7 @@ from embedmux.server.cli import console
 from embedmux.server.errors import AdapterRejected, InvalidRequest
 from embedmux.server.models import find_model
 
+BARE_MODEL = "base"
 CONFIG = "adapter_config.json"
 
 
@@ -54,7 +55,8 @@ def adapter_folders(folder: Path) -> list[Path]:
         raise InvalidRequest(f"{str(folder)!r} is no folder")
     if (folder / CONFIG).exists():
         return [folder]
-    below = sorted(path for path in folder.iterdir() if path.is_dir())
+    # The bare model's own folder holds a calibration and no adapter; any other folder without one is a mistake.
+    below = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != BARE_MODEL)
     if not below:
         raise InvalidRequest(f"{str(folder)!r} holds neither {CONFIG} nor adapter folders")
     return below

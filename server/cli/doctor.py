@@ -150,7 +150,7 @@ def models() -> Iterator[Finding]:
         return
     yield Finding("default model", "ok", f"{DEFAULT_MODEL} in {folder}")
     adapters = default_adapters(DEFAULT_MODEL)
-    names = sorted(path.name for path in adapters.iterdir() if path.is_dir()) if adapters else []
+    names = sorted(path.parent.name for path in adapters.glob("*/adapter_config.json")) if adapters else []
     if names:
         yield Finding("adapters", "ok", f"for {DEFAULT_MODEL}: {', '.join(names)}")
     else:

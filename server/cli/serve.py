@@ -33,7 +33,7 @@ def serve(
     """Serve a model and its task adapters over gRPC until SIGTERM or Ctrl-C.
 
     ``embedmux serve`` serves all-MiniLM-L6-v2 with its four task adapters.
-    ``embedmux serve --model DIR --adapters DIR`` serves your own: DIR/<name>/adapter_config.json each.
+    ``embedmux serve --model DIR --adapters DIR`` serves your own: DIR/NAME/adapter_config.json each.
 
     Parameters
     ----------

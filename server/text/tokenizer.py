@@ -1,6 +1,7 @@
 """A model's tokenizer, off the event loop, with the truth about length: a text is cut only if asked, and it is said."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,13 +9,13 @@ from pathlib import Path
 from tokenizers import Encoding as Encoded
 from tokenizers import Tokenizer as FastTokenizer
 
-from embedmux.server.errors import InvalidRequest, ModelRejected
+from embedmux.server.errors import Cancelled, InvalidRequest, ModelRejected
 from embedmux.server.records import Tokens, Truncate
 
 # Below this many characters tokenising takes less time than the way to a thread and back.
 INLINE_CHARACTERS = 256
 # Texts tokenised at once: the library needs over a hundred bytes a token until the text is cut to what the model reads.
-CHUNK_CHARACTERS = 1 << 18
+CHUNK_CHARACTERS = 1 << 16
 
 
 class Tokenizer:
@@ -30,29 +31,39 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.max_tokens = max_tokens
+        self._is_closed = False
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="embedmux-tokenizer")
 
     async def encode(self, texts: list[str], truncate: Truncate) -> list[Tokens | InvalidRequest]:
         """Token ids, special tokens added, of texts that already carry their prompts; an error per text without any."""
         if sum(map(len, texts)) <= INLINE_CHARACTERS:
             return self.encode_now(texts, truncate)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.encode_now, texts, truncate)
+        stop = threading.Event()
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, self.encode_now, texts, truncate, stop)
+        finally:
+            stop.set()  # a call that was cancelled, or whose deadline passed, gives its thread back
 
-    def encode_now(self, texts: list[str], truncate: Truncate) -> list[Tokens | InvalidRequest]:
-        """The same on the calling thread. Special tokens are kept when a text is cut."""
-        return [
-            self._fit(encoded, truncate)
-            for chunk in _chunks(texts)
-            for encoded in self._tokenizer.encode_batch_fast(chunk)
-        ]
+    def encode_now(
+        self, texts: list[str], truncate: Truncate, stop: threading.Event | None = None
+    ) -> list[Tokens | InvalidRequest]:
+        """The same on the calling thread. Special tokens are kept when a text is cut; ``stop`` ends it early."""
+        found: list[Tokens | InvalidRequest] = []
+        for chunk in _chunks(texts):
+            if self._is_closed or (stop is not None and stop.is_set()):
+                raise Cancelled("nobody waits for these texts")
+            found += [self._fit(encoded, truncate) for encoded in self._tokenizer.encode_batch_fast(chunk)]
+        return found
 
     def pieces(self, ids: list[int]) -> list[str]:
         """The vocabulary entry of every id."""
         return [self._tokenizer.id_to_token(token_id) or "" for token_id in ids]
 
     def close(self) -> None:
-        """Ends the threads."""
-        self._threads.shutdown(wait=False)
+        """Ends the threads, at the next chunk of what they are reading."""
+        self._is_closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _fit(self, encoded: Encoded, truncate: Truncate) -> Tokens | InvalidRequest:
         ids: list[int] = encoded.ids

@@ -90,3 +90,14 @@ async def test_a_lost_engine_answers_everything_with_unavailable() -> None:
     with pytest.raises(Unavailable):
         wire.transport.is_closing.return_value = True
         await wire.embed()
+
+
+async def test_a_block_answered_just_after_the_cancel_comes_back_once() -> None:
+    wire = Wire()
+    task = wire.embed()
+    await asyncio.sleep(0)
+    task.cancel()
+    wire.answer(wire.sent(Kind.SUBMIT)[0])  # before the task could see that it was cancelled
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert (wire.used, wire.sent(Kind.CANCEL)) == (0, [])
