@@ -105,10 +105,10 @@ def as_texts(texts: str | Text | Sequence[str | Text]) -> Sequence[str | Text]:
 def text_message(text: str | Text, options: InstructionOptions) -> embed_pb2.Text:
     """One text; a ``Text`` carries its whole instruction, since the server merges nothing."""
     if isinstance(text, str):
-        return embed_pb2.Text(text=text)
+        return embed_pb2.Text(text=valid("text", text))
     if not isinstance(text, Text):
         raise InvalidRequest(f"a text must be a str or a Text, not {type(text).__name__}")
-    return embed_pb2.Text(text=text.text, instruction=instruction(text, options))
+    return embed_pb2.Text(text=valid("text", text.text), instruction=instruction(text, options))
 
 
 def instruction(text: Text | None, options: InstructionOptions) -> types_pb2.Instruction:
@@ -118,6 +118,9 @@ def instruction(text: Text | None, options: InstructionOptions) -> types_pb2.Ins
         own = {name: getattr(text, name, None) for name in group}
         is_own = any(value is not None for value in own.values())
         fields |= own if is_own else {name: options.get(name) for name in group}  # type: ignore[misc]
+    for name, value in fields.items():
+        if value is not None:
+            valid(name, value)
     role = fields["role"]
     return types_pb2.Instruction(
         task=fields["task"] or "",
@@ -126,6 +129,19 @@ def instruction(text: Text | None, options: InstructionOptions) -> types_pb2.Ins
         prompt_name=fields["prompt_name"] or "",
         prompt=fields["prompt"],
     )
+
+
+def valid(name: str, given: str) -> str:
+    """``given``, or InvalidRequest when it holds half of a surrogate pair and so cannot travel as UTF-8."""
+    if not given.isascii():
+        try:
+            given.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(
+                f"{name} holds {given[error.start]!r} at character {error.start}, which is no Unicode text; "
+                "decode the input with the right encoding"
+            ) from error
+    return given
 
 
 def choice(name: str, given: str, allowed: dict[str, Value]) -> Value:

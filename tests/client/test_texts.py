@@ -2,7 +2,15 @@
 
 import pytest
 
-from embedmux.client.texts import EmbedOptions, Text, as_texts, embed_request, split_requests, tokenize_request
+from embedmux.client.texts import (
+    EmbedOptions,
+    Text,
+    as_texts,
+    embed_request,
+    split_requests,
+    text_message,
+    tokenize_request,
+)
 from embedmux.proto import types_pb2
 from embedmux.server.errors import InvalidRequest
 
@@ -75,3 +83,10 @@ def test_a_misspelt_option_is_a_type_error() -> None:
 def test_something_that_is_no_text_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="a text must be a str or a Text, not bytes"):
         embed_request([b"a"], {})
+
+
+@pytest.mark.parametrize("name", ["text", "task", "prompt"])
+def test_half_a_surrogate_pair_is_refused_by_name(name: str) -> None:
+    fields = {"text": "fine", name: "ab\ud800"}
+    with pytest.raises(InvalidRequest, match=rf"{name} holds '\\ud800' at character 2"):
+        text_message(Text(**fields), {})
