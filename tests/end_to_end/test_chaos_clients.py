@@ -31,6 +31,8 @@ STREAMER = """
 import sys
 from itertools import repeat
 from embedmux.client.blocking import Client
+
+pytestmark = pytest.mark.slow
 with Client(sys.argv[1]) as client:
     for _ in client.embed_stream(repeat(["the river by the castle"] * 32), window=8):
         print("answered", flush=True)

@@ -17,6 +17,8 @@ from grpc_health.v1 import health_pb2
 from embedmux.client.texts import Text
 from embedmux.client.vectors import decode
 
+pytestmark = pytest.mark.slow
+
 Serve = Callable[..., AbstractContextManager[Served]]
 HealthStatus = health_pb2.HealthCheckResponse
 SLOW = embed_request(*["the river by the castle of the king " * 20] * 400)  # seconds of work

@@ -3,8 +3,11 @@
 import shutil
 from pathlib import Path
 
+import pytest
 from end_to_end_adapters import RECIPES, SPARES
 from end_to_end_support import START_S, WAIT_S, serving, wait_for
+
+pytestmark = pytest.mark.slow
 
 
 def test_folders_that_changed_meanwhile_neither_enter_nor_stop_the_service(tmp_path: Path, adapter_root: Path) -> None:
