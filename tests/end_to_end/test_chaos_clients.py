@@ -24,6 +24,7 @@ from embedmux.client.vectors import decode
 from embedmux.proto import embed_pb2
 from embedmux.server.errors import Overloaded
 
+pytestmark = pytest.mark.slow
 MEBIBYTE = 1 << 20
 TEXTS = [Text(text, task=task) for text in texts_of(4, seed=21, longest=30) for task in ("classification", None)]
 # What streams until it is killed; says so once the first answer is there.
@@ -31,8 +32,6 @@ STREAMER = """
 import sys
 from itertools import repeat
 from embedmux.client.blocking import Client
-
-pytestmark = pytest.mark.slow
 with Client(sys.argv[1]) as client:
     for _ in client.embed_stream(repeat(["the river by the castle"] * 32), window=8):
         print("answered", flush=True)
