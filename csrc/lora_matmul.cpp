@@ -117,7 +117,9 @@ void check_tensors(const at::Tensor& x, const at::Tensor& weight, const std::opt
 at::Tensor lora_matmul(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                        const at::Tensor& arena, const at::Tensor& adapters, const at::Tensor& segment_offsets,
                        const at::Tensor& segment_slots, at::IntArrayRef slices, std::string_view activation,
-                       const std::optional<at::Tensor>& packed) {
+                       const std::optional<at::Tensor>& packed, const std::optional<at::Tensor>& overrides,
+                       const std::optional<at::Tensor>& columns) {
+  TORCH_CHECK(!overrides.has_value(), "overrides are not computed yet");
   check_tensors(x, weight, bias, arena, adapters, segment_offsets, segment_slots, slices);
   TORCH_CHECK(activation == "none" || activation == "gelu", "activation must be \"none\" or \"gelu\", got \"",
               activation, "\"");

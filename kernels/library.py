@@ -2,11 +2,15 @@
 
 An op is a schema, a reference in plain torch and a fake; ``define`` registers all three. The reference answers on every
 device until something faster is registered for it: C++ under ``CPU`` (csrc, when ``embedmux.kernels._C`` is loaded),
-Triton under ``CUDA`` (``cuda.py`` beside the reference). Which kernel answers is torch's dispatcher's choice alone.
+Triton under ``CUDA`` (``cuda.py`` beside the reference, a function of the op's name with the op's arguments; imported
+at its first call, since a server on the CPU has no use for Triton). Which kernel answers is torch's choice alone.
 """
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,12 +20,13 @@ LIBRARY: Any = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-u
 DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Op:
     """One registered op: its name, its reference, and how to call it through the dispatcher."""
 
     name: str
     reference: Callable[..., Any]
+    has_triton: bool = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The result of whichever kernel torch's dispatcher picks for the arguments' device."""
@@ -32,6 +37,15 @@ class Op:
         """The overload to keep where the call is hot."""
         return getattr(torch.ops.embedmux, self.name).default
 
+    @cached_property
+    def triton(self) -> Callable[..., Any]:
+        """The function that launches the Triton kernels, as ``reference`` is called; raises ImportError without Triton.
+
+        Tests call it on CPU tensors, where TRITON_INTERPRET=1 runs it.
+        """
+        found: Callable[..., Any] = getattr(importlib.import_module(f"{self.reference.__module__}.cuda"), self.name)
+        return found
+
     def backend(self, device: str) -> str:
         """``csrc``, ``triton`` or ``reference``: what answers on ``device`` ("cpu" or "cuda")."""
         key = DISPATCH_KEYS[device]
@@ -40,9 +54,22 @@ class Op:
         return {"cpu": "csrc", "cuda": "triton"}[device]
 
 
-def define(name: str, signature: str, *, reference: Callable[..., Any], fake: Callable[..., Any]) -> Op:
-    """Registers an op and returns it; ``signature`` is the schema without the name, as ``(Tensor x) -> Tensor``."""
+def define(
+    name: str,
+    signature: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    has_triton: bool = False,
+) -> Op:
+    """Registers an op and returns it; ``signature`` is the schema without the name, as ``(Tensor x) -> Tensor``.
+
+    ``has_triton``: cuda.py beside the contract has a function of this name.
+    """
     LIBRARY.define(name + signature)
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
-    return Op(name, reference)
+    op = Op(name, reference, has_triton)
+    if has_triton and importlib.util.find_spec("triton") is not None:
+        LIBRARY.impl(name, lambda *arguments: op.triton(*arguments), "CUDA")
+    return op

@@ -1,9 +1,11 @@
 """Shapes of lora_matmul that tests and benchmarks walk: odd sizes, mixed ranks, base rows between adapters."""
 
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from itertools import accumulate, product
 
 import torch
+
+from embedmux.kernels.lora_matmul import ACTIVATIONS
 
 Arguments = tuple[
     torch.Tensor,
@@ -16,12 +18,17 @@ Arguments = tuple[
     list[int],
     str,
     torch.Tensor | None,
+    torch.Tensor | None,
+    torch.Tensor | None,
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """ranks holds one row a slot and in it one rank a slice; segments holds (rows, slot) pairs."""
+    """ranks holds one row a slot and in it one rank a slice; segments holds (rows, slot) pairs.
+
+    merged, scaled and biased name the slots whose adapters bring a weight, a column scale or a bias of their own.
+    """
 
     name: str
     dtype: torch.dtype
@@ -31,6 +38,9 @@ class Case:
     segments: tuple[tuple[int, int], ...]
     bias: bool = True
     activation: str = "none"
+    merged: tuple[int, ...] = ()
+    scaled: tuple[int, ...] = ()
+    biased: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -62,6 +72,17 @@ def make_inputs(case: Case, seed: int) -> Arguments:
             factors += [normal(rank * case.inner) / case.inner**0.5, normal(rank * width) / max(rank, 1) ** 0.5]
             end += rank * (case.inner + width)
     offsets = [0, *accumulate(rows for rows, _ in case.segments)]
+    overrides, columns = torch.full_like(adapters, -1), [normal(5)]
+    for slot, (piece, width) in product(range(len(case.ranks)), enumerate(case.slices)):
+        if slot in case.merged:
+            overrides[slot, piece, 0] = end
+            factors.append(normal(width * case.inner) / case.inner**0.5)
+            end += width * case.inner
+        for field, slots in ((1, case.scaled), (2, case.biased)):
+            if slot in slots:
+                overrides[slot, piece, field] = sum(map(len, columns))
+                columns.append(normal(width))
+    has_overrides = bool(case.merged or case.scaled or case.biased)
     return (
         normal(case.rows, case.inner).to(case.dtype),
         (normal(case.columns, case.inner) / case.inner**0.5).to(case.dtype),
@@ -73,6 +94,8 @@ def make_inputs(case: Case, seed: int) -> Arguments:
         list(case.slices),
         case.activation,
         None,
+        overrides if has_overrides else None,
+        torch.cat(columns) if has_overrides else None,
     )
 
 
@@ -81,6 +104,8 @@ def tolerance(case: Case) -> tuple[float, float]:
     if case.dtype == torch.bfloat16:
         # One rounding of y to 8 bits is 2^-9 of it; A x keeps 16 bits, so the low-rank part adds nothing visible.
         return 4.1e-3, 1e-4
+    if case.dtype == torch.float16:
+        return 5.1e-4, 1e-4
     # Sums of up to 4,096 products of size 1 / sqrt(K) in float32, in one order or another.
     return 2e-6, 4e-6
 
@@ -120,6 +145,25 @@ CASES: tuple[Case, ...] = tuple(
     for dtype in (torch.float32, torch.bfloat16)
     for name, inner, slices, ranks, segments, bias, activation in _SHAPES
 )
+
+_GATED = Case("", torch.float32, 96, (50, 50), ((7, 16), (0, 4), (33, 1)), ((20, 2), (13, -1), (0, 1), (30, 0), (2, 1)))
+# What adapters replace, every activation, and float16.
+CASES += tuple(
+    replace(case, name=f"{case.name}_{str(dtype).removeprefix('torch.')}", dtype=dtype)
+    for dtype in (torch.float32, torch.bfloat16)
+    for case in (
+        replace(_GATED, name="overrides_all", merged=(2,), scaled=(0, 2), biased=(1, 2)),
+        replace(_GATED, name="overrides_gelu", merged=(0, 1), biased=(0,), activation="gelu", bias=False),
+        *(replace(_GATED, name=f"act_{name}", scaled=(0,), activation=name) for name in ACTIVATIONS[1:]),
+    )
+)
+CASES += tuple(
+    replace(case, name=case.name.replace("float32", "float16"), dtype=torch.float16)
+    for case in CASES
+    if case.dtype == torch.float32
+)
+# The rows a Triton interpreter gets through in reasonable time, with the widest ranges of rank and slot.
+TRITON_CASES: tuple[Case, ...] = tuple(case for case in CASES if case.rows <= 130)
 
 # (K, slices) of the linears of small encoders; four adapters of rank 16 in equal parts.
 _LINEARS = ((384, QKV), (384, (384,)), (384, (1536,)), (1536, (384,)), (768, (3072,)), (1024, (3072,)))

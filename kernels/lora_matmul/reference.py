@@ -17,20 +17,42 @@ def lora_matmul(
     slices: list[int],
     activation: str,
     packed: torch.Tensor | None,
+    overrides: torch.Tensor | None = None,
+    columns: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """activation(x Wᵀ + bias + B(A x)), in at least float32 (in float64 for float64 inputs: the tests' oracle)."""
+    """activation(s ⊙ (x Wᵀ + B(A x)) + bias), in at least float32 (float64 for float64, the tests' oracle)."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    rows, y = x.to(wide), F.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
-    factors, ends, offsets = arena.to(wide), list(accumulate(slices)), segment_offsets.tolist()
+    rows, factors, base = x.to(wide), arena.to(wide), weight.to(wide)
+    y, ends, offsets = rows.new_empty(x.size(0), weight.size(0)), list(accumulate(slices)), segment_offsets.tolist()
     for segment, slot in enumerate(segment_slots.tolist()):
-        if slot < 0:
-            continue
-        run = slice(offsets[segment], offsets[segment + 1])
-        for (a, b, rank), width, end in zip(adapters[slot].tolist(), slices, ends, strict=True):
-            down = factors[a : a + rank * x.size(1)].view(rank, x.size(1))
-            up = factors[b : b + rank * width].view(rank, width)
-            y[run, end - width : end] += rows[run] @ down.T @ up
-    return (F.gelu(y) if activation == "gelu" else y).to(x.dtype)
+        run = rows[offsets[segment] : offsets[segment + 1]]
+        for j, (width, end) in enumerate(zip(slices, ends, strict=True)):
+            part = slice(end - width, end)
+            a, b, rank = adapters[slot, j].tolist() if slot >= 0 else (0, 0, 0)
+            w, s, c = overrides[slot, j].tolist() if slot >= 0 and overrides is not None else (-1, -1, -1)
+            product = run @ (base[part] if w < 0 else factors[w : w + width * x.size(1)].view(width, -1)).T
+            product += (
+                run @ factors[a : a + rank * x.size(1)].view(rank, -1).T @ factors[b : b + rank * width].view(rank, -1)
+            )
+            if s >= 0 and columns is not None:
+                product *= columns[s : s + width].to(wide)
+            if c >= 0 and columns is not None:
+                product += columns[c : c + width].to(wide)
+            elif bias is not None:
+                product += bias[part].to(wide)
+            y[offsets[segment] : offsets[segment + 1], part] = product
+    return activate(y, activation).to(x.dtype)
+
+
+def activate(y: torch.Tensor, activation: str) -> torch.Tensor:
+    """y [T, N] -> [T, N], or [T, N / 2] for a gated activation: act(first half) · second half."""
+    gate, up = y.chunk(2, dim=1) if activation in ("swiglu", "geglu", "geglu_tanh") else (y, None)
+    name = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}.get(activation, activation)
+    if name in ("gelu", "gelu_tanh"):
+        gate = F.gelu(gate, approximate="tanh" if name == "gelu_tanh" else "none")
+    elif name != "none":
+        gate = F.silu(gate) if name == "silu" else F.relu(gate)
+    return gate if up is None else gate * up
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,13 @@
 """Fresh memory is NaN in every kernel test, and a test may walk the instruction sets of this machine."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+# Triton kernels run in its interpreter here; it must be chosen before their modules are imported.
+os.environ["TRITON_INTERPRET"] = "1"
 
 from embedmux.kernels import ops
 
