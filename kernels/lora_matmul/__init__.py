@@ -2,8 +2,8 @@
 
 Shape key: T rows (tokens), K in, N out, R rank, S slots, J slices, G segments.
 
-x [T, K] float32, bfloat16 or float16, weight [N, K] and bias [N] of the same dtype -> y [T, N] of that dtype ([T, N / 2]
-from a gated activation). Sums are kept in float32 and rounded once, at the end.
+x [T, K] float32, bfloat16 or float16, weight [N, K] and bias [N] of the same dtype -> y [T, N] of that dtype
+([T, N / 2] from a gated activation). Sums are kept in float32 and rounded once, at the end.
 
 arena [E], same dtype, holds the factors of all adapters. adapters [S, J, 3] int64 names, for slot s and slice j,
 (offset of A, offset of B, rank) in elements: A is [rank, K] and B is [rank, n_j], both row-major, B transposed against
@@ -15,11 +15,11 @@ base model: its rows have the same bits as in a call without adapters. adapters,
 live on x's device. On CUDA, where reading them would stop the device, their values are the caller's word; and rows
 behind the last offset belong to no segment: what y holds there is undefined (a captured graph has such rows).
 
-What an adapter may replace, besides adding B(A x): overrides [S, J, 3] int64 names (offset of W in arena, of s in columns, of
-b in columns), each -1 for "as the base model has it"; None stands for -1 everywhere. W is a merged
-weight [n_j, K] in place of the slice's rows of weight; s [n_j] multiplies the columns before the bias (DoRA's
-m / ‖W + BA‖, Liu et al. 2024, which PEFT applies in this order); b [n_j] replaces the slice of bias. columns [C]
-float32 holds them, since a rounded scale would show in every value. A slot with W usually has rank 0.
+What an adapter may replace, besides adding B(A x): overrides [S, J, 3] int64 names (offset of W in arena, of s in
+columns, of b in columns), each -1 for "as the base model has it"; None stands for -1 everywhere. W is a merged weight
+[n_j, K] in place of the slice's rows of weight; s [n_j] multiplies the columns before the bias (DoRA's m / ‖W + BA‖,
+Liu et al. 2024, which PEFT applies in this order); b [n_j] replaces the slice of bias. columns [C] float32 holds them,
+since a rounded scale would show in every value. A slot with W usually has rank 0.
 
 activation is "none", "gelu" (the exact one, by erf), "gelu_tanh", "silu" or "relu"; or gated, over two slices of equal
 width, gate before up: "swiglu" (silu(gate) · up), "geglu" and "geglu_tanh".
