@@ -1,0 +1,1 @@
+"""Figures of the kernels benchmark, one file a kernel."""
