@@ -1,6 +1,7 @@
 """One model on one device, ready to compute: folder -> spec, weights, adapters, engine. Lives in the engine process."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from embedmux.server.adapters.registry import AdapterRegistry
 from embedmux.server.backbones import load_backbone
 from embedmux.server.backbones.spec import load_spec
 from embedmux.server.batching.engine import Engine
+from embedmux.server.batching.graphs import GraphedBackbone
 from embedmux.server.batching.pack import pack
 from embedmux.server.batching.scheduler import Scheduler
 from embedmux.server.config import EngineConfig
@@ -19,10 +21,11 @@ from embedmux.server.errors import AdapterRejected, ModelRejected
 from embedmux.server.facts import AdapterInfo, ModelInfo
 from embedmux.server.models import find_model
 from embedmux.server.outputs import encode_rows
-from embedmux.server.records import LowRankTables, Sequence
+from embedmux.server.records import Calibration, LowRankTables, Sequence
 
 logger = logging.getLogger(__name__)
 
+BUILDS = {"cpu": "build the extension (make install)", "cuda": "install Triton (pip install 'embedmux[cuda]')"}
 BASE_FOLDER = "base"  # below the adapter root: what belongs to the bare model, such as its calibration
 
 
@@ -46,11 +49,12 @@ class Runtime:
             device=self.device,
         )
         low_rank = LowRankTables(arena.data, arena.tables)
-        self.backbone = load_backbone(self.spec, self.folder, low_rank=low_rank, dtype=dtype)
-        base_calibrations = {}
+        self.backbone = load_backbone(self.spec, self.folder, low_rank=low_rank, dtype=dtype, device=self.device)
+        self._graphs = self._capture_graphs() if self.device.type == "cuda" else None
+        base_calibrations: dict[int, Calibration] = {}
         if config.adapters is not None:
             path = config.adapters / BASE_FOLDER / "calibration.safetensors"
-            base_calibrations = read_calibrations(path, BASE_FOLDER, root=config.adapters)
+            base_calibrations = self._on_device(read_calibrations(path, BASE_FOLDER, root=config.adapters))
         self.registry = AdapterRegistry(arena, base_calibrations)
         if config.adapters is not None and config.loads_adapters:
             for folder in list_adapter_folders(config.adapters):
@@ -90,28 +94,52 @@ class Runtime:
             adapter_id=adapter_id,
             max_rank=self.config.max_adapter_rank,
         )
-        return self.registry.add(adapter)
+        return self.registry.add(replace(adapter, calibrations=self._on_device(adapter.calibrations)))
+
+    def _on_device(self, calibrations: dict[int, Calibration]) -> dict[int, Calibration]:
+        return {
+            size: replace(calibration, ranges=calibration.ranges.to(self.device))
+            for size, calibration in calibrations.items()
+        }
+
+    @torch.inference_mode()
+    def _capture_graphs(self) -> GraphedBackbone:
+        config = self.config
+        return GraphedBackbone(
+            self.backbone,
+            max_tokens=config.max_batch_tokens,
+            max_texts=config.max_batch_texts,
+            max_segments=config.max_adapters + 1,
+            device=self.device,
+        )
 
     @torch.inference_mode()
     def _compute(self, sequences: list[Sequence]) -> list[bytes]:
         """Sequences in batch order -> one row of bytes each; runs on the device thread."""
-        batch = pack(sequences, self.device)
-        states = self.backbone(batch)
+        layout = pack(sequences)
+        if self._graphs is not None:
+            states, batch = self._graphs(layout)
+        else:
+            batch = layout.to(self.device)
+            states = self.backbone(batch)
+        offsets = batch.offsets[: len(sequences) + 1]
         specs = []
         for sequence in sequences:
             output, handle = sequence.job.output, int(sequence.job.adapters[sequence.index])
             calibrated = output.encoding.is_calibrated
             specs.append((output, self.registry.calibration(handle, output.dimensions) if calibrated else None))
-        return [row.tobytes() for row in encode_rows(states, batch.offsets, specs, self.spec.pooling)]
+        return [row.tobytes() for row in encode_rows(states, offsets, specs, self.spec.pooling)]
 
 
 def _check_kernels(config: EngineConfig) -> None:
     """Refuses to serve on a reference kernel, or on a device that is not there (law 3: nothing silent)."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        build = f"this torch ({torch.__version__}) is built for CUDA {torch.version.cuda}"
+        reason = build if torch.version.cuda else f"this torch ({torch.__version__}) is built without CUDA"
+        raise ModelRejected(f"device is 'cuda', but torch sees no CUDA device; {reason}; use --device cpu")
     slow = [name for name, backend in ops.backends(config.device).items() if backend == "reference"]
     if slow and not config.allow_reference:
         raise ModelRejected(
             f"no compiled kernel on {config.device} for {', '.join(slow)}; "
-            "build the extension (make install) or accept slow reference kernels with --allow-reference"
+            f"{BUILDS[config.device]}, or accept slow reference kernels with --allow-reference"
         )
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ModelRejected("device is 'cuda', but torch sees no CUDA device; use --device cpu")

@@ -7,7 +7,8 @@ adapter leaves that slice alone. A text's slot is all that changes between batch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +67,8 @@ class AdapterArena:
         self._targets = {target for linear in self.linears for target, _ in linear.slices}
         self._free = FreeList(num_elements, alignment=self._alignment)
         self._regions: dict[int, int] = {}  # start of the region by slot
+        # A load must not wait behind the batches that are queued on the device, nor they behind it.
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @property
     def num_used_bytes(self) -> int:
@@ -116,7 +119,8 @@ class AdapterArena:
         num_bytes = end * self.dtype.itemsize
         if num_bytes > self.max_bytes:
             reject(owner, f"needs {num_bytes} bytes on the device, the limit for all is {self.max_bytes}; raise it")
-        factors = torch.zeros(end, dtype=self.dtype)  # zeros between the factors keep the bytes reproducible
+        # Zeros between the factors keep the bytes reproducible; only pinned memory is copied without a stop.
+        factors = torch.zeros(end, dtype=self.dtype, pin_memory=self.device.type == "cuda")
         for start, factor in pieces:
             factors[start : start + factor.numel()].view(factor.shape).copy_(factor)
         if not bool(factors.isfinite().all()):
@@ -141,24 +145,30 @@ class AdapterArena:
                 RETRY_AFTER_S,
             )
         self._regions[slot] = start
-        self.data[start : start + size].copy_(staged.factors)
-        # The rows are written last: until then the slot has rank 0 everywhere.
-        for name, rows in staged.rows.items():
-            moved = [(a + start, b + start, rank) if rank else (0, 0, 0) for a, b, rank in rows]
-            self.tables[name][slot].copy_(torch.tensor(moved, dtype=torch.int64))
-        self._wait()
+        with self._writing():
+            self.data[start : start + size].copy_(staged.factors, non_blocking=True)
+            # The rows are written last: until then the slot has rank 0 everywhere.
+            for name, rows in staged.rows.items():
+                moved = [(a + start, b + start, rank) if rank else (0, 0, 0) for a, b, rank in rows]
+                self.tables[name][slot].copy_(torch.tensor(moved, dtype=torch.int64))
         return slot
 
     def evict(self, slot: int) -> None:
         """Free the slot and its memory; nobody may be reading either."""
-        for table in self.tables.values():
-            table[slot].zero_()
-        self._wait()
+        with self._writing():
+            for table in self.tables.values():
+                table[slot].zero_()
         self._free.free(self._regions.pop(slot))
 
     def _aligned(self, offset: int) -> int:
         return -(-offset // self._alignment) * self._alignment
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What is written inside is on the device afterwards."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            yield
+        self._stream.synchronize()

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 ARCHITECTURES = {"bert": ("embedmux.server.backbones.bert", "Bert")}
 
 
-def load_backbone(spec: Spec, folder: Path, *, low_rank: "LowRankTables", dtype: "torch.dtype") -> "Bert":
-    """The backbone of a model folder with its weights, ready to run."""
+def load_backbone(
+    spec: Spec, folder: Path, *, low_rank: "LowRankTables", dtype: "torch.dtype", device: "torch.device"
+) -> "Bert":
+    """The backbone of a model folder with its weights on the device, ready to run."""
     module, name = ARCHITECTURES[spec.architecture]
-    backbone: Bert = getattr(importlib.import_module(module), name)(spec, folder, low_rank=low_rank, dtype=dtype)
+    backbone: Bert = getattr(importlib.import_module(module), name)(
+        spec, folder, low_rank=low_rank, dtype=dtype, device=device
+    )
     return backbone

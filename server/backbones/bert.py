@@ -20,8 +20,10 @@ def _is_unused(name: str) -> bool:
 class Bert:
     """The encoder: token ids of a packed batch in, last hidden states out."""
 
-    def __init__(self, spec: Spec, folder: Path, *, low_rank: LowRankTables, dtype: torch.dtype) -> None:
-        checkpoint = Checkpoint(folder, prefixes=("bert.",), ignored=_is_unused)
+    def __init__(
+        self, spec: Spec, folder: Path, *, low_rank: LowRankTables, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        checkpoint = Checkpoint(folder, prefixes=("bert.",), ignored=_is_unused, device=device)
         hidden = spec.hidden_size
         self.spec = spec
         self.dtype = dtype

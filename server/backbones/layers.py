@@ -21,7 +21,8 @@ class LoraLinear:
         biases = [checkpoint.take(f"{name}.bias", (width,)) for name, width in linear.slices]
         self.weight = torch.cat(weights).to(dtype)
         self.bias = torch.cat(biases).to(dtype)
-        self.packed = ops.pack_weight(self.weight)
+        # The GPU's kernels read the plain weight; on the CPU a layout of its own is faster.
+        self.packed = ops.pack_weight(self.weight) if self.weight.device.type == "cpu" else None
         self.widths = widths
         self.low_rank = low_rank.data
         self.adapters = low_rank.tables[linear.name]

@@ -19,8 +19,11 @@ class Checkpoint:
     ``digest`` is the SHA-256 of the weight files in hex.
     """
 
-    def __init__(self, folder: Path, *, prefixes: tuple[str, ...], ignored: Callable[[str], bool]) -> None:
+    def __init__(
+        self, folder: Path, *, prefixes: tuple[str, ...], ignored: Callable[[str], bool], device: torch.device
+    ) -> None:
         self.folder = folder
+        self.device = device
         self._files = _weight_files(folder)
         self._where = {}
         for path in self._files:
@@ -31,7 +34,7 @@ class Checkpoint:
                         self._where[short] = (path, name)
 
     def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """One tensor as float32 of exactly this shape; raises ModelRejected naming the tensor otherwise."""
+        """One tensor as float32 on the device, of exactly this shape; raises ModelRejected naming it otherwise."""
         if name not in self._where:
             raise ModelRejected(f"model {self.folder.name!r}: tensor {name!r} is missing from its safetensors")
         path, stored = self._where.pop(name)
@@ -41,7 +44,7 @@ class Checkpoint:
             raise ModelRejected(
                 f"model {self.folder.name!r}: tensor {name!r} is {list(tensor.shape)}, config.json says {list(shape)}"
             )
-        return tensor.to(torch.float32)
+        return tensor.to(self.device, torch.float32)
 
     def finish(self) -> None:
         """Raises ModelRejected when the files hold tensors the backbone did not take."""
