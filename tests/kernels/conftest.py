@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-# Triton kernels run in its interpreter here; it must be chosen before their modules are imported.
-os.environ["TRITON_INTERPRET"] = "1"
+# Without a GPU, Triton kernels run in its interpreter; it must be chosen before their modules are imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from embedmux.kernels import ops
 

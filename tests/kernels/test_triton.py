@@ -1,4 +1,5 @@
-"""Every Triton kernel in Triton's interpreter: the numbers of the float64 reference, honest masks, the same bits again.
+"""Every Triton kernel, on the GPU if there is one, else in Triton's interpreter: the numbers of the float64 reference,
+the shapes of the fake, the same bits again.
 
 The launchers are called directly: for CPU tensors the dispatcher would pick the C++ kernels.
 """
@@ -13,6 +14,7 @@ import torch
 from embedmux.kernels import ops
 from embedmux.kernels.library import Op
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WITH_TRITON = [op for op in ops.ALL if op.has_triton]
 
 
@@ -37,9 +39,14 @@ def outputs(result: Any) -> tuple[torch.Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
+def run(op: Op, case: Any) -> tuple[torch.Tensor, ...]:
+    arguments = [a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in cases_of(op).make_inputs(case, seed=1)]
+    return tuple(result.cpu() for result in outputs(op.triton(*arguments)))
+
+
 @cache
 def found(op: Op, case: Any) -> tuple[torch.Tensor, ...]:
-    return outputs(op.triton(*cases_of(op).make_inputs(case, seed=1)))
+    return run(op, case)
 
 
 @pytest.mark.parametrize(("op", "case"), EVERY_CASE)
@@ -63,8 +70,7 @@ def test_triton_result_has_the_shape_dtype_and_strides_of_the_fake(op: Op, case:
 
 @pytest.mark.parametrize(("op", "case"), EVERY_CASE[::4])
 def test_triton_gives_the_same_bits_again(op: Op, case: Any) -> None:
-    again = outputs(op.triton(*cases_of(op).make_inputs(case, seed=1)))
-    for mine, other in zip(found(op, case), again, strict=True):
+    for mine, other in zip(found(op, case), run(op, case), strict=True):
         assert torch.equal(mine.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
