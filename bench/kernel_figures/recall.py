@@ -1,7 +1,7 @@
 """What quantised search finds of the exact answer: recall@10 on real documents, embedded by the default model.
 
-Queries stay float32 where a kind allows it; codes are calibrated on the documents. "rescored" kinds take the best 40 and
-order them by float32 query x stored int8 row.
+Queries stay float32 where a kind allows it; codes are calibrated on the documents. "rescored" kinds take the best 40
+and order them by float32 query x stored int8 row.
 """
 
 import asyncio
