@@ -74,10 +74,11 @@ def compiling(capability: int) -> Iterator[list[Any]]:
     global _compiled
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: interpreted kernels cannot be compiled; use a process without it")
+    active = driver._active  # not driver.active: asking for it looks for a GPU and fails where there is none
     driver.set_active(_Target(capability))
     _compiled = []
     try:
         yield _compiled
     finally:
         _compiled = None
-        driver.reset_active()
+        driver._active = active
