@@ -1,8 +1,8 @@
 """Run by test_aot.py in a process of its own, without TRITON_INTERPRET; prints one JSON list.
 
-aot_probe.py ops LIMIT              every op's kernels for every target, at most LIMIT cases an op
-aot_probe.py samples TARGET NAME.. kernels of aot_samples, by name
-aot_probe.py launch TARGET NAME..  ordinary launches of these samples on a GPU that is not there: key and was_cached
+aot_probe.py ops                      for every target one case of every op, each target another one
+aot_probe.py samples TARGETS NAMES    kernels of aot_samples, by name; lists with commas
+aot_probe.py launch TARGET NAMES      ordinary launches of them on a GPU that is not there: key and was_cached
 """
 
 import json
@@ -54,16 +54,25 @@ def launched(target: int, calls: list[aot.Call]) -> list[dict[str, object]]:
     return found
 
 
-def main(what: str, *words: str) -> None:
-    if what == "ops":
-        kernels = aot.compile_calls(aot.case_calls(limit=int(words[0])), aot.gpus.TARGETS)
-    else:
-        samples = aot_samples.samples()
-        target, calls = int(words[0]), [samples[name] for name in words[1:]]
-        if what == "launch":
-            print(json.dumps(launched(target, calls)))
-            return
-        kernels = aot.compile_calls(calls, [target])
+def rotated() -> list[aot.Kernel]:
+    """All cases for all targets would take minutes; every target takes another case of each op."""
+    calls: dict[str, list[aot.Call]] = {}
+    for call in aot.case_calls():
+        calls.setdefault(call.op.name, []).append(call)
+    return [
+        kernel
+        for turn, target in enumerate(gpus.TARGETS)
+        for kernel in aot.compile_calls([found[turn % len(found)] for found in calls.values()], [target])
+    ]
+
+
+def main(what: str, targets: str = "", names: str = "") -> None:
+    samples = aot_samples.samples()
+    calls = [samples[name] for name in names.split(",") if name]
+    if what == "launch":
+        print(json.dumps(launched(int(targets), calls)))
+        return
+    kernels = rotated() if what == "ops" else aot.compile_calls(calls, [int(target) for target in targets.split(",")])
     print(json.dumps([{**asdict(kernel), "faults": kernel.faults} for kernel in kernels]))
 
 
