@@ -11,10 +11,11 @@ import torch
 from embedmux.kernels.attention import attention
 from embedmux.kernels.lora_matmul import lora_matmul, pack_weight
 from embedmux.kernels.norm import add_layer_norm
+from embedmux.kernels.pool_encode import pool_encode
 from embedmux.kernels.pool_normalize import pool_normalize
 from embedmux.kernels.quantize_rows import quantize_rows
 
-ALL = (lora_matmul, attention, add_layer_norm, pool_normalize, quantize_rows)
+ALL = (lora_matmul, attention, add_layer_norm, pool_normalize, pool_encode, quantize_rows)
 EXTENSION = "embedmux.kernels._C"
 
 # A build without a compiler (EMBEDMUX_NO_EXT=1) has no extension; a broken one must fail loudly, hence no try.
@@ -35,5 +36,5 @@ def cpu_isa() -> str:
 
 __all__ = [
     "ALL", "HAS_EXTENSION", "add_layer_norm", "attention", "backends", "cpu_isa", "lora_matmul", "pack_weight",
-    "pool_normalize", "quantize_rows",
+    "pool_encode", "pool_normalize", "quantize_rows",
 ]  # fmt: skip

@@ -36,7 +36,7 @@ def make_inputs(case: Case, seed: int) -> Arguments:
 
 
 def tolerance(case: Case) -> tuple[float, float]:
-    """(rtol, atol) against float64: bfloat16 states are exact in float32, and sums of up to a few hundred values near
+    """(rtol, atol) against float64: states of 16 bits are exact in float32, and sums of up to a few hundred values near
     one are good to about 1e-6 of their largest partial sum; the mean divides that by the length again.
     """
     return 2e-6, 1e-6
@@ -55,7 +55,7 @@ _SHAPES = (
 )
 CASES: tuple[Case, ...] = tuple(
     replace(case, name=f"{case.name}_{str(dtype).removeprefix('torch.')}", dtype=dtype)
-    for dtype in (torch.float32, torch.bfloat16)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
     for case in _SHAPES
 )
 BENCHMARK_CASES: tuple[Case, ...] = tuple(

@@ -17,7 +17,7 @@ calibration kept with the space: codes of different ranges cannot be compared. T
 NaN stays NaN in the float encodings, has code 0 in uint8 (-128 in int8) and bit 0 in the binary ones; infinities take
 the nearest code. Ranges that are not finite give code 0 or 255 and are not refused here.
 
-``reference.py`` is the definition, ``csrc/quantize_rows.cpp`` the CPU kernel; a Triton kernel belongs in ``cuda.py``.
+``reference.py`` is the definition, ``csrc/quantize_rows.cpp`` the CPU kernel, ``cuda.py`` the Triton kernel.
 """
 
 import torch
@@ -38,9 +38,8 @@ DTYPES = {
 SCHEMA = "(Tensor rows, str encoding, Tensor? ranges) -> Tensor"
 
 
-def _check(rows: torch.Tensor, encoding: str, ranges: torch.Tensor | None) -> None:
-    if rows.dim() != 2 or rows.size(1) == 0:
-        checks.shape_error("rows", rows, "[n, D] with D at least 1")
+def check(dimensions: int, dtype: torch.dtype, encoding: str, ranges: torch.Tensor | None) -> None:
+    """The encoding of vectors of ``dimensions`` values of ``dtype``, and the ranges it needs."""
     if encoding not in DTYPES:
         checks.value_error("encoding", encoding, f"one of {', '.join(DTYPES)}")
     if encoding not in ("int8", "uint8"):
@@ -50,21 +49,32 @@ def _check(rows: torch.Tensor, encoding: str, ranges: torch.Tensor | None) -> No
             f"ranges must be given for {encoding}: calibrate first, [2, D] with the smallest and the largest value of "
             "each dimension"
         )
-    if ranges.shape != (2, rows.size(1)):
-        checks.shape_error("ranges", ranges, f"[2, D] with D = {rows.size(1)}")
-    if ranges.dtype != rows.dtype:
-        checks.dtype_error("ranges", ranges, f"{rows.dtype} as rows")
+    if ranges.shape != (2, dimensions):
+        checks.shape_error("ranges", ranges, f"[2, D] with D = {dimensions}")
+    if ranges.dtype != dtype:
+        checks.dtype_error("ranges", ranges, f"{dtype} as the vectors")
+
+
+def codes_width(dimensions: int, encoding: str) -> int:
+    """Codes of one vector."""
+    return (dimensions + 7) // 8 if encoding in ("binary", "ubinary") else dimensions
+
+
+def check_rows(rows: torch.Tensor, encoding: str, ranges: torch.Tensor | None) -> None:
+    """What can be told from shapes and dtypes alone."""
+    if rows.dim() != 2 or rows.size(1) == 0:
+        checks.shape_error("rows", rows, "[n, D] with D at least 1")
+    check(rows.size(1), rows.dtype, encoding, ranges)
 
 
 def _reference(rows: torch.Tensor, encoding: str, ranges: torch.Tensor | None) -> torch.Tensor:
-    _check(rows, encoding, ranges)
+    check_rows(rows, encoding, ranges)
     return reference.quantize_rows(rows, encoding, ranges)
 
 
 def _fake(rows: torch.Tensor, encoding: str, ranges: torch.Tensor | None) -> torch.Tensor:
-    _check(rows, encoding, ranges)
-    width = (rows.size(1) + 7) // 8 if encoding in ("binary", "ubinary") else rows.size(1)
-    return rows.new_empty(rows.size(0), width, dtype=DTYPES[encoding])
+    check_rows(rows, encoding, ranges)
+    return rows.new_empty(rows.size(0), codes_width(rows.size(1), encoding), dtype=DTYPES[encoding])
 
 
-quantize_rows = define("quantize_rows", SCHEMA, reference=_reference, fake=_fake)
+quantize_rows = define("quantize_rows", SCHEMA, reference=_reference, fake=_fake, has_triton=True)

@@ -24,16 +24,22 @@ def widened(argument: Any) -> Any:
     return argument.double() if is_float else argument
 
 
+def outputs(result: Any) -> tuple[torch.Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
 @cache
-def expected_of(op: Op, case: Any) -> torch.Tensor:
-    """The reference's result in float64; the instruction sets share it."""
-    result: torch.Tensor = op.reference(*map(widened, cases_of(op).make_inputs(case, seed=1)))
-    return result.double()
+def expected_of(op: Op, case: Any) -> tuple[torch.Tensor, ...]:
+    """The reference's results in float64; the instruction sets share them."""
+    results = outputs(op.reference(*map(widened, cases_of(op).make_inputs(case, seed=1))))
+    return tuple(result.double() for result in results)
 
 
-def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(
-        one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)
+def same_bits(one: Any, other: Any) -> bool:
+    return all(
+        mine.dtype == theirs.dtype
+        and torch.equal(mine.contiguous().view(torch.uint8), theirs.contiguous().view(torch.uint8))
+        for mine, theirs in zip(outputs(one), outputs(other), strict=True)
     )
 
 
@@ -41,7 +47,8 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 def test_op_gives_the_numbers_of_its_reference(op: Op, case: Any, isa: str) -> None:
     arguments = cases_of(op).make_inputs(case, seed=1)
     rtol, atol = cases_of(op).tolerance(case)
-    torch.testing.assert_close(op(*arguments).double(), expected_of(op, case), rtol=rtol, atol=atol)
+    for mine, expected in zip(outputs(op(*arguments)), expected_of(op, case), strict=True):
+        torch.testing.assert_close(mine.double(), expected, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize(("op", "case"), EVERY_CASE)
