@@ -42,7 +42,8 @@ TaskGrid cut(const LoraCall& call, int64_t steps) {
     row_tasks = std::max(row_tasks, threads / panel_tasks);
   }
   const int64_t rows = round_up(divide_up(call.rows, std::max<int64_t>(row_tasks, 1)), kBlockRows);
-  const int64_t panels = divide_up(all_panels, panel_tasks);
+  // A gated product walks its panels in pairs, gate and up.
+  const int64_t panels = round_up(divide_up(all_panels, panel_tasks), call.is_gated ? 2 : 1);
   return {rows, panels, divide_up(call.rows, std::max(rows, kBlockRows)), divide_up(all_panels, panels), all_panels};
 }
 
@@ -77,17 +78,24 @@ void check_weight_bf16_amx(const at::Tensor& packed, const LoraCall& call) {
               "; pack the weight again");
 }
 
+bool can_multiply_bf16_amx(const LoraCall& call) { return !call.is_gated || call.columns % (2 * kPanelColumns) == 0; }
+
 void lora_matmul_bf16_amx(const LoraCall& call, const at::Tensor& x, const at::Tensor& packed,
-                          const std::optional<at::Tensor>& bias, const at::Tensor& output) {
+                          const at::Tensor& output) {
   const auto bits = [](const at::Tensor& tensor) {
     return reinterpret_cast<const uint16_t*>(tensor.const_data_ptr<at::BFloat16>());
   };
+  std::vector<Affine> affines(call.rows, call.affine);
+  for (const LoraSegment& segment : call.segments) {
+    std::fill(affines.begin() + segment.first_row, affines.begin() + segment.last_row, segment.affine);
+  }
   const Product product{call,
                         bits(x),
                         bits(packed),
-                        bias.has_value() ? bits(*bias) : nullptr,
+                        affines.data(),
                         reinterpret_cast<uint16_t*>(output.mutable_data_ptr<at::BFloat16>()),
-                        divide_up(call.inner, kTileDepth)};
+                        divide_up(call.inner, kTileDepth),
+                        call.is_gated ? call.columns / 2 / kPanelColumns : 0};
   const TaskGrid grid = cut(call, product.steps);
   at::parallel_for(0, grid.row_tasks * grid.panel_tasks, 1, [&](int64_t first, int64_t last) {
     const HeldTiles tiles;
@@ -107,8 +115,9 @@ void check_weight_bf16_amx(const at::Tensor&, const LoraCall&) {
   TORCH_CHECK(false, "packed is in the layout of AMX, which this processor does not have; pack the weight again");
 }
 
-void lora_matmul_bf16_amx(const LoraCall&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
-                          const at::Tensor&) {}
+bool can_multiply_bf16_amx(const LoraCall&) { return false; }
+
+void lora_matmul_bf16_amx(const LoraCall&, const at::Tensor&, const at::Tensor&, const at::Tensor&) {}
 
 #endif
 

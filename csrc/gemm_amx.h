@@ -15,8 +15,12 @@ at::Tensor pack_weight_bf16_amx(const at::Tensor& weight);
 // Refuses a tensor that is not this layout for the call's shape, and a process without AMX.
 void check_weight_bf16_amx(const at::Tensor& packed, const LoraCall& call);
 
-// output [rows, columns] = activation(x Wᵀ + bias + B(A x)); bias may be missing. All bfloat16, sums in float32.
+// Whether the call's shape is one lora_matmul_bf16_amx knows: the halves of a gated product must be whole panels.
+bool can_multiply_bf16_amx(const LoraCall& call);
+
+// output [rows, output_columns] = activation(scale (x Wᵀ + B(A x)) + bias). All bfloat16, sums in float32. Scale and
+// bias are those of the row's segment or of the call, none of them null, and readable up to a whole panel.
 void lora_matmul_bf16_amx(const LoraCall& call, const at::Tensor& x, const at::Tensor& packed,
-                          const std::optional<at::Tensor>& bias, const at::Tensor& output);
+                          const at::Tensor& output);
 
 }  // namespace embedmux

@@ -15,6 +15,8 @@
 namespace embedmux {
 namespace {
 
+constexpr int64_t kBlockElements = kBlockRows * kPanelColumns;  // of sums
+
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
   uint8_t start_row = 0;
@@ -23,32 +25,44 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// A block whose sums are stored and wait for bias, activation and rounding into the output.
+// A block whose sums are stored and wait for scale, bias, activation and rounding into the output.
 struct Pending {
-  const float* sums = nullptr;  // [rows, 32]
+  const float* sums = nullptr;      // [rows, 32], of a gated product those of the gate and then those of up
+  const Affine* affines = nullptr;  // [rows]
   int64_t rows = 0;
+  int64_t column = 0;  // the first of the output
+  int64_t up_column = 0;
   uint16_t* output = nullptr;
-  int64_t columns = 0;  // of the output's rows
-  __mmask32 mask = 0;   // of the panel's columns that exist
-  __m512 left_bias, right_bias;
+  int64_t output_columns = 0;  // of its rows
+  __mmask32 mask = 0;          // of the panel's columns that exist
 };
 
-template <bool Gelu>
-EMBEDMUX_AMX inline void finish_row(const Pending& pending, int64_t row) {
-  __m512 left = _mm512_add_ps(_mm512_load_ps(pending.sums + row * kPanelColumns), pending.left_bias);
-  __m512 right = _mm512_add_ps(_mm512_load_ps(pending.sums + row * kPanelColumns + 16), pending.right_bias);
-  if (Gelu) {
-    left = gelu<16>(left);
-    right = gelu<16>(right);
-  }
-  _mm512_mask_storeu_epi16(pending.output + row * pending.columns, pending.mask,
-                           (__m512i)_mm512_cvtne2ps_pbh(right, left));
+EMBEDMUX_AMX inline __m512 shift(const float* sums, const Affine& affine, int64_t column) {
+  return _mm512_fmadd_ps(_mm512_load_ps(sums), _mm512_loadu_ps(affine.scale + column),
+                         _mm512_loadu_ps(affine.bias + column));
 }
+
+// How a row is finished; every kernel is built for each.
+template <Activation A, bool IsGated>
+struct Finish {
+  EMBEDMUX_AMX static inline void row(const Pending& pending, int64_t row) {
+    const float* sums = pending.sums + row * kPanelColumns;
+    const Affine& affine = pending.affines[row];
+    __m512 left = activate<16, A>(shift(sums, affine, pending.column));
+    __m512 right = activate<16, A>(shift(sums + 16, affine, pending.column + 16));
+    if (IsGated) {
+      left = _mm512_mul_ps(left, shift(sums + kBlockElements, affine, pending.up_column));
+      right = _mm512_mul_ps(right, shift(sums + kBlockElements + 16, affine, pending.up_column + 16));
+    }
+    _mm512_mask_storeu_epi16(pending.output + row * pending.output_columns, pending.mask,
+                             (__m512i)_mm512_cvtne2ps_pbh(right, left));
+  }
+};
 
 // Adds rows x panel over `steps` to the sums: tiles 0 and 1 for the first 16 rows, 2 and 3 for the next. Between the
 // steps it finishes the block before, whose vector work fits beside the tile work, and calls `ahead`, its share of the
 // next panel, from memory.
-template <int Tiles, bool Gelu>
+template <int Tiles, typename Finish>
 EMBEDMUX_AMX inline void multiply(const uint16_t* rows, const uint16_t* panel, int64_t steps, const Pending& pending,
                                   const uint16_t* ahead, int64_t ahead_elements) {
   const int64_t rows_a_step = divide_up(pending.rows, steps);
@@ -66,7 +80,7 @@ EMBEDMUX_AMX inline void multiply(const uint16_t* rows, const uint16_t* panel, i
       _tile_dpbf16ps(3, 5, 7);
     }
     for (const int64_t end = std::min(pending.rows, row + rows_a_step); row < end; ++row) {
-      finish_row<Gelu>(pending, row);
+      Finish::row(pending, row);
     }
   }
 }
@@ -107,7 +121,7 @@ struct Panel {
   int64_t ahead_elements;
 };
 
-template <int Tiles, bool Gelu>
+template <int Tiles, typename Finish>
 EMBEDMUX_AMX void multiply_block(const uint16_t* rows, int64_t steps, const Panel& panel,
                                  const std::vector<const LowRank*>& parts, int64_t tile, const Pending& pending,
                                  float* sums) {
@@ -115,7 +129,7 @@ EMBEDMUX_AMX void multiply_block(const uint16_t* rows, int64_t steps, const Pane
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  multiply<Tiles, Gelu>(rows, panel.weight, steps, pending, panel.ahead, panel.ahead_elements);
+  multiply<Tiles, Finish>(rows, panel.weight, steps, pending, panel.ahead, panel.ahead_elements);
   multiply_low_rank<Tiles>(parts, tile, panel.place, panel.column);
   _tile_stored(0, sums, 128);
   _tile_stored(1, sums + 16, 128);
@@ -126,51 +140,74 @@ EMBEDMUX_AMX void multiply_block(const uint16_t* rows, int64_t steps, const Pane
   settle_memory();
 }
 
-// Rows from first_row, in tiles, by panels [first_panel, last_panel): a group of panels at a time, in it block by
-// block, so that the group's weights come from memory once and the output is written along its rows.
-template <bool Gelu>
-EMBEDMUX_AMX void run_groups(const Product& product, int64_t first_row, int64_t last_row, int64_t first_panel,
-                             int64_t last_panel, const uint16_t* rows, const std::vector<LowRank>& parts,
+// Rows from first_row, in tiles, by the panels at places [first_place, last_place): a group of panels at a time, in it
+// block by block, so that the group's weights come from memory once and the output is written along its rows.
+template <typename Finish>
+EMBEDMUX_AMX void run_groups(const Product& product, int64_t first_row, int64_t last_row, int64_t first_place,
+                             int64_t last_place, const uint16_t* rows, const std::vector<LowRank>& parts,
                              int64_t group) {
   const LoraCall& call = product.call;
   const int64_t block_elements = product.steps * kStepElements;
   const int64_t blocks = divide_up(last_row - first_row, kBlockRows);
   const int64_t share = round_up(divide_up(kStepElements, blocks), 32);
-  alignas(64) float sums[kBlockRows * kPanelColumns];  // free again before a block stores: multiply finishes the last
+  alignas(64) float sums[2 * kBlockElements];  // free again before a block stores: multiply finishes the last
   std::vector<const LowRank*> touching;
   Pending pending;
-  for (int64_t first = first_panel; first < last_panel; first += group) {
-    const int64_t last = std::min(last_panel, first + group);
-    expand_group(parts, first, last);
+  for (int64_t first = first_place; first < last_place; first += group) {
+    const int64_t last = std::min(last_place, first + group);
+    expand_group(product, parts, first, last);
     for (int64_t block = 0; block < blocks; ++block) {
       touching.clear();
       for (const LowRank& part : parts) {
         if (part.first_tile() < block * 2 + 2 && part.last_tile() > block * 2) touching.push_back(&part);
       }
       const int64_t row = first_row + block * kBlockRows, count = std::min(kBlockRows, last_row - row);
-      const auto multiply = count > kTileRows ? multiply_block<2, Gelu> : multiply_block<1, Gelu>;
-      for (int64_t panel = first; panel < last; ++panel) {
-        const int64_t column = panel * kPanelColumns;
-        const uint16_t* weight = product.packed + panel * block_elements;
-        const bool is_followed = panel + group < last_panel;
-        multiply(
-            rows + block * block_elements, product.steps,
-            {weight, panel - first, column, weight + group * block_elements + block * share, is_followed ? share : 0},
-            touching, block * 2, pending, sums);
-        const __mmask32 mask = low_bits(call.columns - column);
-        __m512i bias = _mm512_setzero_si512();
-        if (product.bias != nullptr) bias = _mm512_maskz_loadu_epi16(mask, product.bias + column);
+      const auto multiply = count > kTileRows ? multiply_block<2, Finish> : multiply_block<1, Finish>;
+      for (int64_t place = first; place < last; ++place) {
+        const int64_t panel = product.panel(place), column = panel * kPanelColumns;
+        const bool is_followed = place + group < last_place;
+        const uint16_t* next = product.packed + (is_followed ? product.panel(place + group) * block_elements : 0);
+        const bool is_gate = call.is_gated && place % 2 == 0;
+        multiply(rows + block * block_elements, product.steps,
+                 {product.packed + panel * block_elements, place - first, column, next + block * share,
+                  is_followed ? share : 0},
+                 touching, block * 2, pending, call.is_gated && !is_gate ? sums + kBlockElements : sums);
+        if (is_gate) {
+          pending.rows = 0;
+          continue;
+        }
+        const int64_t output_column = call.is_gated ? column - call.columns / 2 : column;
         pending = {sums,
+                   product.affines + row,
                    count,
-                   product.output + row * call.columns + column,
-                   call.columns,
-                   mask,
-                   widen(_mm512_castsi512_si256(bias)),
-                   widen(_mm512_extracti64x4_epi64(bias, 1))};
+                   output_column,
+                   column,
+                   product.output + row * call.output_columns() + output_column,
+                   call.output_columns(),
+                   low_bits(call.columns - column)};
       }
     }
   }
-  for (int64_t row = 0; row < pending.rows; ++row) finish_row<Gelu>(pending, row);
+  for (int64_t row = 0; row < pending.rows; ++row) Finish::row(pending, row);
+}
+
+using RunGroups = void(const Product&, int64_t, int64_t, int64_t, int64_t, const uint16_t*, const std::vector<LowRank>&,
+                       int64_t);
+
+RunGroups* choose_groups(const LoraCall& call) {
+  switch (call.activation) {
+    case Activation::gelu:
+      return call.is_gated ? run_groups<Finish<Activation::gelu, true>> : run_groups<Finish<Activation::gelu, false>>;
+    case Activation::gelu_tanh:
+      return call.is_gated ? run_groups<Finish<Activation::gelu_tanh, true>>
+                           : run_groups<Finish<Activation::gelu_tanh, false>>;
+    case Activation::silu:
+      return call.is_gated ? run_groups<Finish<Activation::silu, true>> : run_groups<Finish<Activation::silu, false>>;
+    case Activation::relu:
+      return run_groups<Finish<Activation::relu, false>>;
+    default:
+      return run_groups<Finish<Activation::none, false>>;
+  }
 }
 
 }  // namespace
@@ -183,8 +220,8 @@ EMBEDMUX_AMX void acquire_tiles() {
 
 EMBEDMUX_AMX void release_tiles() { _tile_release(); }
 
-EMBEDMUX_AMX void run_amx_task(const Product& product, int64_t first_row, int64_t last_row, int64_t first_panel,
-                               int64_t last_panel) {
+EMBEDMUX_AMX void run_amx_task(const Product& product, int64_t first_row, int64_t last_row, int64_t first_place,
+                               int64_t last_place) {
   static thread_local Scratch row_scratch;
   static thread_local LowRankScratch scratch;
   const int64_t blocks = divide_up(last_row - first_row, kBlockRows);
@@ -192,9 +229,8 @@ EMBEDMUX_AMX void run_amx_task(const Product& product, int64_t first_row, int64_
   gather_rows(product.x, product.call.inner, first_row, last_row, product.steps, rows);
   settle_memory();
   std::vector<LowRank> parts = shrink_segments(product, first_row, last_row, rows, scratch);
-  const int64_t group = place_groups(product, last_panel - first_panel, parts, scratch);
-  const auto run = product.call.gelu ? run_groups<true> : run_groups<false>;
-  run(product, first_row, last_row, first_panel, last_panel, rows, parts, group);
+  const int64_t group = place_groups(product, last_place - first_place, parts, scratch);
+  choose_groups(product.call)(product, first_row, last_row, first_place, last_place, rows, parts, group);
 }
 
 }  // namespace embedmux

@@ -12,8 +12,8 @@ namespace embedmux {
 void acquire_tiles();
 void release_tiles();
 
-// Rows [first_row, last_row) by panels [first_panel, last_panel), on a thread that holds the tiles.
-void run_amx_task(const Product& product, int64_t first_row, int64_t last_row, int64_t first_panel, int64_t last_panel);
+// Rows [first_row, last_row) by the panels at places [first_place, last_place), on a thread that holds the tiles.
+void run_amx_task(const Product& product, int64_t first_row, int64_t last_row, int64_t first_place, int64_t last_place);
 
 }  // namespace embedmux
 

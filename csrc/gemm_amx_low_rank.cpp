@@ -83,7 +83,7 @@ EMBEDMUX_AMX std::vector<LowRank> shrink_segments(const Product& product, int64_
     const int64_t begin = std::max(first, segment.first_row) - first, end = std::min(last, segment.last_row) - first;
     if (begin >= end) continue;
     for (int64_t slice = 0; slice < call.num_slices(); ++slice) {
-      const LoraFactors& factors = segment.factors[slice];
+      const LoraSlice& factors = segment.slices[slice];
       if (factors.rank == 0) continue;
       parts.push_back({begin, end, call.slices[slice], call.slices[slice + 1], factors.rank,
                        divide_up(factors.rank, kTileRows), arena + factors.a, arena + factors.b, nullptr, nullptr});
@@ -104,7 +104,8 @@ int64_t place_groups(const Product& product, int64_t panels, std::vector<LowRank
   int64_t up_elements = 0;
   for (const LowRank& part : parts) up_elements += part.up_elements();
   const int64_t panel_bytes = (product.steps * kStepElements + up_elements) * 2;
-  const int64_t group = std::clamp(kGroupBytes / panel_bytes, int64_t{1}, panels);
+  const int64_t unit = product.half_panels == 0 ? 1 : 2;
+  const int64_t group = std::clamp(kGroupBytes / panel_bytes / unit * unit, unit, panels);
   uint16_t* place = scratch.up.reserve(up_elements * group);
   for (LowRank& part : parts) {
     part.up = place;
@@ -113,14 +114,14 @@ int64_t place_groups(const Product& product, int64_t panels, std::vector<LowRank
   return group;
 }
 
-EMBEDMUX_AMX void expand_group(const std::vector<LowRank>& parts, int64_t first, int64_t last) {
+EMBEDMUX_AMX void expand_group(const Product& product, const std::vector<LowRank>& parts, int64_t first, int64_t last) {
   for (const LowRank& part : parts) {
     const int64_t width = part.last_column - part.first_column;
-    for (int64_t panel = first; panel < last; ++panel) {
-      const int64_t column = panel * kPanelColumns;
+    for (int64_t place = first; place < last; ++place) {
+      const int64_t column = product.panel(place) * kPanelColumns;
       if (!part.meets(column)) continue;
       const __mmask32 mask = low_bits(part.last_column - column) & ~low_bits(part.first_column - column);
-      uint16_t* target = part.up + (panel - first) * part.up_elements();
+      uint16_t* target = part.up + (place - first) * part.up_elements();
       for (int64_t rank = 0; rank < part.rank; rank += kTileRows, target += kStepElements) {
         duplicate_to_pairs(part.b + rank * width + column - part.first_column, width, part.rank - rank, mask, target);
       }

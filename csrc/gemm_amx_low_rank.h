@@ -16,9 +16,13 @@ struct Product {
   const LoraCall& call;
   const uint16_t* x;
   const uint16_t* packed;
-  const uint16_t* bias;  // null if there is none
+  const Affine* affines;  // [rows]
   uint16_t* output;
-  int64_t steps;  // along K
+  int64_t steps;        // along K
+  int64_t half_panels;  // of a gated product, else 0
+
+  // The panel at a place of the order in which they are walked: a gated product takes gate and up in turn.
+  int64_t panel(int64_t place) const { return half_panels == 0 ? place : place / 2 + place % 2 * half_panels; }
 };
 
 // Memory of one thread, kept between calls: fresh pages would cost more than a small product.
@@ -64,11 +68,12 @@ struct LowRankScratch {
 std::vector<LowRank> shrink_segments(const Product& product, int64_t first, int64_t last, const uint16_t* rows,
                                      LowRankScratch& scratch);
 
-// Gives the parts room for the B of one group of at most `panels` panels, and returns the panels of a group.
+// Gives the parts room for the B of one group of at most `panels` panels, and returns the panels of a group (even if
+// the product is gated).
 int64_t place_groups(const Product& product, int64_t panels, std::vector<LowRank>& parts, LowRankScratch& scratch);
 
-// Fills the pair tiles of B for the panels [first, last) of a group.
-void expand_group(const std::vector<LowRank>& parts, int64_t first, int64_t last);
+// Fills the pair tiles of B for a group, the panels at the places [first, last).
+void expand_group(const Product& product, const std::vector<LowRank>& parts, int64_t first, int64_t last);
 
 }  // namespace embedmux
 

@@ -1,15 +1,18 @@
-// embedmux::lora_matmul and embedmux::pack_weight on the CPU: checks, the choice of the base product, the call.
+// embedmux::lora_matmul and embedmux::pack_weight on the CPU: the choice of the base product, the call.
 //
 // A bfloat16 weight on a processor with AMX goes through the fused tile kernel (gemm_amx.cpp). Every other case is a
 // float32 product by oneDNN's packed linear, whose row bits do not depend on the number of rows, and one pass over the
-// result (lora_epilogue.cpp). There a bfloat16 weight is held as float32: without AMX that is the faster product, and
-// the result is rounded once. oneDNN's own bfloat16 product on AMX changes a row's bits with the number of rows.
+// result (lora_epilogue.cpp). There a 16-bit weight is held as float32: without AMX that is the faster product, and the
+// result is rounded once. oneDNN's own bfloat16 product on AMX changes a row's bits with the number of rows.
+//
+// Rows of a slot with a merged weight are a product of their own: the same code, another weight.
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <limits>
 
 #include "gemm_amx.h"
+#include "lora_arguments.h"
 #include "lora_epilogue.h"
 #include "lora_segments.h"
 #include "simd.h"
@@ -28,17 +31,22 @@ c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
+// oneDNN's layout of the weight as float32.
+at::Tensor pack_wide(const at::Tensor& weight) {
+  const at::Tensor wide = weight.to(at::kFloat);
+  if (!at::hasMKLDNN()) return wide.is_same(weight) ? wide.clone() : wide;
+  static const auto pack = find_operator<PackLinear>("mkldnn::_reorder_linear_weight");
+  return pack.call(wide, std::nullopt);
+}
+
 at::Tensor pack_weight(const at::Tensor& weight) {
   check_rank(weight, "weight", 2);
   check_contiguous(weight, "weight");
   const at::ScalarType type = weight.scalar_type();
-  TORCH_CHECK(type == at::kFloat || type == at::kBFloat16, "weight must be float32 or bfloat16, got ", type);
+  TORCH_CHECK(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf,
+              "weight must be float32, bfloat16 or float16, got ", type);
   at::AutoDispatchBelowADInplaceOrView no_autograd;
-  if (type == at::kBFloat16 && isa() == Isa::amx) return pack_weight_bf16_amx(weight);
-  const at::Tensor wide = weight.to(at::kFloat);
-  if (!at::hasMKLDNN()) return type == at::kFloat ? wide.clone() : wide;
-  static const auto pack = find_operator<PackLinear>("mkldnn::_reorder_linear_weight");
-  return pack.call(wide, std::nullopt);
+  return type == at::kBFloat16 && isa() == Isa::amx ? pack_weight_bf16_amx(weight) : pack_wide(weight);
 }
 
 // x Wᵀ + bias in float32.
@@ -51,67 +59,68 @@ at::Tensor base_product(const at::Tensor& x, const at::Tensor& packed, const std
   return y.narrow(0, 0, x.size(0));
 }
 
-// Factors of every slot that a segment names, checked against the arena; filled in once a slot.
-std::vector<LoraFactors> read_factors(const at::Tensor& adapters, const std::vector<bool>& used,
-                                      const std::vector<int64_t>& slices, int64_t inner, int64_t arena_size) {
-  const int64_t num_slices = adapters.size(1);
-  const int64_t* entry = adapters.const_data_ptr<int64_t>();
-  std::vector<LoraFactors> factors(used.size() * num_slices);
-  for (size_t i = 0; i < factors.size(); ++i, entry += 3) {
-    if (!used[i / num_slices]) continue;
-    const int64_t slice = i % num_slices, width = slices[slice + 1] - slices[slice];
-    const auto [a, b, rank] = factors[i] = {entry[0], entry[1], entry[2]};
-    const bool fits = rank >= 0 && rank <= arena_size && a >= 0 && b >= 0 && a + rank * inner <= arena_size &&
-                      b + rank * width <= arena_size;
-    TORCH_CHECK(rank == 0 || fits, "adapters[", i / num_slices, "][", slice, "] must name factors inside the arena of ",
-                arena_size, " elements, got A at ", a, ", B at ", b, ", rank ", rank, " for ", inner, " x ", width);
+// The weight of a slot that brings merged slices, the others as the base model has them.
+at::Tensor merged_weight(const LoraCall& call, const LoraSlice* slices, const at::Tensor& weight,
+                         const at::Tensor& arena) {
+  std::vector<at::Tensor> parts;
+  for (int64_t slice = 0; slice < call.num_slices(); ++slice) {
+    const int64_t start = call.slices[slice], width = call.slices[slice + 1] - start, own = slices[slice].weight;
+    parts.push_back(own < 0 ? weight.narrow(0, start, width)
+                            : arena.narrow(0, own, width * call.inner).view({width, call.inner}));
   }
-  return factors;
+  return parts.size() == 1 ? parts[0] : at::cat(parts);
 }
 
-std::vector<int64_t> slice_starts(at::IntArrayRef slices, int64_t columns) {
-  std::vector<int64_t> starts = {0};
-  for (const int64_t width : slices) {
-    TORCH_CHECK(width > 0 && width <= columns, "slices must be positive widths that sum to ", columns, ", got ",
-                slices);
-    starts.push_back(starts.back() + width);
+// Consecutive rows that one product computes: of one slot that stands apart, or (slot -1) of any others.
+struct Run {
+  int64_t first_row;
+  int64_t last_row;
+  int64_t slot;
+  std::vector<LoraSegment> segments;  // rows count from first_row
+};
+
+// The fused kernel scales and shifts each row as its segment wants, so there only a weight sets a slot apart. oneDNN
+// adds the bias itself, which must not be in the sums that a slot scales or gives another bias.
+std::vector<Run> cut_runs(const LoraCall& call, const LoraSlots& slots, const at::Tensor& segment_offsets,
+                          const at::Tensor& segment_slots, bool is_fused) {
+  const int32_t* offsets = segment_offsets.const_data_ptr<int32_t>();
+  std::vector<Run> runs;
+  for (int64_t segment = 0; segment < segment_slots.numel(); ++segment) {
+    const int64_t first = offsets[segment], last = offsets[segment + 1];
+    if (first == last) continue;
+    const int64_t slot = segment_slots.const_data_ptr<int32_t>()[segment];
+    const bool is_apart =
+        slot >= 0 && (slots.has_weight[slot] || (!is_fused && slots.columns[slot].affine().scale != nullptr));
+    if (runs.empty() || runs.back().slot != (is_apart ? slot : -1))
+      runs.push_back({first, first, is_apart ? slot : -1, {}});
+    Run& run = runs.back();
+    run.last_row = last;
+    if (slot < 0) continue;
+    const LoraSlice* slices = slots.slices.data() + slot * call.num_slices();
+    const int64_t begin = first - run.first_row, end = last - run.first_row;
+    if (!run.segments.empty() && run.segments.back().slices == slices && run.segments.back().last_row == begin) {
+      run.segments.back().last_row = end;
+    } else {
+      Affine affine = slots.columns[slot].affine();
+      if (is_fused && affine.scale == nullptr) affine = call.affine;
+      run.segments.push_back({begin, end, slices, affine});
+    }
   }
-  TORCH_CHECK(starts.back() == columns, "slices must sum to ", columns, ", the weight's rows, got ", slices);
-  return starts;
+  return runs;
 }
 
-void check_tensors(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                   const at::Tensor& arena, const at::Tensor& adapters, const at::Tensor& segment_offsets,
-                   const at::Tensor& segment_slots, at::IntArrayRef slices) {
-  const at::ScalarType type = x.scalar_type();
-  TORCH_CHECK(type == at::kFloat || type == at::kBFloat16, "x must be float32 or bfloat16, got ", type);
-  check_rank(x, "x", 2);
-  check_contiguous(x, "x");
-  check_rank(weight, "weight", 2);
-  check_dtype(weight, "weight", type);
-  check_contiguous(weight, "weight");
-  check_size(weight, "weight", 1, x.size(1));
-  TORCH_CHECK(x.size(1) > 0 && weight.size(0) > 0, "x and weight must not be empty, got ", x.sizes(), " and ",
-              weight.sizes());
-  if (bias.has_value()) {
-    check_rank(*bias, "bias", 1);
-    check_dtype(*bias, "bias", type);
-    check_contiguous(*bias, "bias");
-    check_size(*bias, "bias", 0, weight.size(0));
-  }
-  check_rank(arena, "arena", 1);
-  check_dtype(arena, "arena", type);
-  check_contiguous(arena, "arena");
-  check_rank(adapters, "adapters", 3);
-  check_dtype(adapters, "adapters", at::kLong);
-  check_contiguous(adapters, "adapters");
-  check_size(adapters, "adapters", 1, static_cast<int64_t>(slices.size()));
-  check_size(adapters, "adapters", 2, 3);
-  check_offsets(segment_offsets, "segment_offsets", x.size(0));
-  check_rank(segment_slots, "segment_slots", 1);
-  check_dtype(segment_slots, "segment_slots", at::kInt);
-  check_contiguous(segment_slots, "segment_slots");
-  check_size(segment_slots, "segment_slots", 0, segment_offsets.numel() - 1);
+// The float32 product and its epilogue; y is undefined where the result may be the product's own tensor.
+at::Tensor multiply_wide(const LoraCall& call, const at::Tensor& x, const at::Tensor& layout,
+                         const std::optional<at::Tensor>& bias, at::Tensor y) {
+  const at::Tensor wide_x = x.to(at::kFloat);
+  const bool has_own_columns = !call.segments.empty() && call.segments[0].affine.scale != nullptr;
+  const std::optional<at::Tensor> wide_bias =
+      bias.has_value() && !has_own_columns ? std::optional(bias->to(at::kFloat)) : std::nullopt;
+  const at::Tensor base = base_product(wide_x, layout, wide_bias);
+  if (!y.defined() && x.scalar_type() == at::kFloat && !call.is_gated) y = base;
+  if (!y.defined()) y = at::empty({call.rows, call.output_columns()}, x.options());
+  lora_epilogue(call, wide_x, base, y);
+  return y;
 }
 
 at::Tensor lora_matmul(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
@@ -119,54 +128,47 @@ at::Tensor lora_matmul(const at::Tensor& x, const at::Tensor& weight, const std:
                        const at::Tensor& segment_slots, at::IntArrayRef slices, std::string_view activation,
                        const std::optional<at::Tensor>& packed, const std::optional<at::Tensor>& overrides,
                        const std::optional<at::Tensor>& columns) {
-  TORCH_CHECK(!overrides.has_value(), "overrides are not computed yet");
-  check_tensors(x, weight, bias, arena, adapters, segment_offsets, segment_slots, slices);
-  TORCH_CHECK(activation == "none" || activation == "gelu", "activation must be \"none\" or \"gelu\", got \"",
-              activation, "\"");
-  LoraCall call{
-      x.size(0),           x.size(1), weight.size(0), slice_starts(slices, weight.size(0)), {}, arena.const_data_ptr(),
-      activation == "gelu"};
-
-  const int32_t* offsets = segment_offsets.const_data_ptr<int32_t>();
-  const int32_t* slots = segment_slots.const_data_ptr<int32_t>();
-  std::vector<bool> used(adapters.size(0));
-  for (int64_t segment = 0; segment < segment_slots.numel(); ++segment) {
-    TORCH_CHECK(slots[segment] >= -1 && slots[segment] < adapters.size(0), "segment_slots must be in -1..",
-                adapters.size(0) - 1, ", got ", slots[segment], " at ", segment);
-    if (slots[segment] >= 0) used[slots[segment]] = true;
-  }
-  const std::vector<LoraFactors> factors = read_factors(adapters, used, call.slices, call.inner, arena.numel());
-  for (int64_t segment = 0; segment < segment_slots.numel(); ++segment) {
-    if (slots[segment] < 0 || offsets[segment] == offsets[segment + 1]) continue;
-    const LoraFactors* first = factors.data() + slots[segment] * call.num_slices();
-    if (!call.segments.empty() && call.segments.back().factors == first &&
-        call.segments.back().last_row == offsets[segment]) {
-      call.segments.back().last_row = offsets[segment + 1];
-    } else {
-      call.segments.push_back({offsets[segment], offsets[segment + 1], first});
-    }
-  }
+  check_lora_tensors(x, weight, bias, arena, adapters, segment_offsets, segment_slots, slices, overrides, columns);
+  LoraCall call = read_call(x, weight, arena, slices, activation);
+  const LoraSlots slots = read_slots(call, bias, arena, adapters, segment_slots, overrides, columns);
 
   at::AutoDispatchBelowADInplaceOrView no_autograd;
-  const at::Tensor layout = packed.has_value() ? *packed : pack_weight(weight);
-  if (layout.scalar_type() == at::kBFloat16 && x.scalar_type() == at::kBFloat16) {
+  at::Tensor layout = packed.has_value() ? *packed : pack_weight(weight);
+  bool is_fused = layout.scalar_type() == at::kBFloat16 && x.scalar_type() == at::kBFloat16;
+  if (is_fused) {
     check_weight_bf16_amx(layout, call);
-    const at::Tensor y = at::empty({call.rows, call.columns}, x.options());
-    lora_matmul_bf16_amx(call, x, layout, bias, y);
-    return y;
+    // Halves of odd width, which no known model has, take the float32 product and pack the weight for it each time.
+    is_fused = can_multiply_bf16_amx(call);
+    if (!is_fused) layout = pack_wide(weight);
   }
-  TORCH_CHECK(layout.dim() == 2 && layout.size(0) == call.columns && layout.size(1) == call.inner &&
-                  layout.scalar_type() == at::kFloat,
+  TORCH_CHECK(is_fused || (layout.dim() == 2 && layout.size(0) == call.columns && layout.size(1) == call.inner &&
+                           layout.scalar_type() == at::kFloat),
               "packed must be pack_weight of a weight of shape ", weight.sizes(), ", got ", layout.scalar_type(),
               " of ", layout.sizes());
-  if (call.rows == 0) return at::empty({0, call.columns}, x.options());
-  const at::Tensor wide_x = x.to(at::kFloat);
-  const std::optional<at::Tensor> wide_bias = bias.has_value() ? std::optional(bias->to(at::kFloat)) : std::nullopt;
-  const at::Tensor base = base_product(wide_x, layout, wide_bias);
-  const bool in_place = x.scalar_type() == at::kFloat;
-  if (in_place && call.segments.empty() && !call.gelu) return base;
-  const at::Tensor y = in_place ? base : at::empty({call.rows, call.columns}, x.options());
-  lora_epilogue(call, wide_x, base, y);
+  SlotColumns base;
+  if (is_fused) base = base_columns(call, bias);
+  call.affine = base.affine();
+
+  const std::vector<Run> runs = cut_runs(call, slots, segment_offsets, segment_slots, is_fused);
+  at::Tensor y;
+  if (is_fused || runs.size() != 1) y = at::empty({call.rows, call.output_columns()}, x.options());
+  for (const Run& run : runs) {
+    call.rows = run.last_row - run.first_row;
+    call.segments = run.segments;
+    const at::Tensor part = x.narrow(0, run.first_row, call.rows);
+    const at::Tensor target = y.defined() ? y.narrow(0, run.first_row, call.rows) : y;
+    at::Tensor weight_layout = layout;
+    if (run.slot >= 0 && slots.has_weight[run.slot]) {
+      // Packed at each call: the arena may have changed since the last one.
+      const at::Tensor merged = merged_weight(call, run.segments[0].slices, weight, arena);
+      weight_layout = is_fused ? pack_weight(merged) : pack_wide(merged);
+    }
+    if (is_fused) {
+      lora_matmul_bf16_amx(call, part, weight_layout, target);
+    } else if (const at::Tensor result = multiply_wide(call, part, weight_layout, bias, target); !y.defined()) {
+      return result;
+    }
+  }
   return y;
 }
 

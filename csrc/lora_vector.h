@@ -7,6 +7,8 @@
 #include <cstring>
 #include <utility>
 
+#include "lora_segments.h"
+
 #define EMBEDMUX_INLINE __attribute__((always_inline)) inline
 
 namespace embedmux {
@@ -27,6 +29,10 @@ struct BFloat16Bits {
   uint16_t bits;
 };
 
+struct Float16Bits {
+  uint16_t bits;
+};
+
 template <int W>
 EMBEDMUX_INLINE typename Lanes<W>::Float load(const float* source) {
   typename Lanes<W>::Float value;
@@ -39,6 +45,19 @@ EMBEDMUX_INLINE typename Lanes<W>::Float load(const BFloat16Bits* source) {
   typename Lanes<W>::Half half;
   std::memcpy(&half, source, sizeof(half));
   return reinterpret_cast<typename Lanes<W>::Float>(__builtin_convertvector(half, typename Lanes<W>::Word) << 16);
+}
+
+// Exact: the exponent is moved to float32's place and set right by a power of two, which subnormals need as well.
+template <int W>
+EMBEDMUX_INLINE typename Lanes<W>::Float load(const Float16Bits* source) {
+  typedef typename Lanes<W>::Word Word;
+  typedef typename Lanes<W>::Float Float;
+  typename Lanes<W>::Half half;
+  std::memcpy(&half, source, sizeof(half));
+  const Word word = __builtin_convertvector(half, Word), magnitude = (word & 0x7fff) << 13;
+  Word bits = reinterpret_cast<Word>(reinterpret_cast<Float>(magnitude) * 0x1p112f);
+  bits = magnitude >= 0x0f800000 ? bits | 0x7f800000 : bits;  // infinity and NaN
+  return reinterpret_cast<Float>(bits | (word & 0x8000) << 16);
 }
 
 // The first `count` lanes; the others are zero.
@@ -63,6 +82,23 @@ EMBEDMUX_INLINE void store(BFloat16Bits* target, const typename Lanes<W>::Float&
   const Word kept = (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16 | 0x40) : rounded;
   const typename Lanes<W>::Half half = __builtin_convertvector(kept, typename Lanes<W>::Half);
   std::memcpy(target, &half, count * sizeof(BFloat16Bits));
+}
+
+// To nearest, ties to even, as the processor's own conversion; a NaN stays one.
+template <int W>
+EMBEDMUX_INLINE void store(Float16Bits* target, const typename Lanes<W>::Float& value, int64_t count) {
+  typedef typename Lanes<W>::Word Word;
+  typedef typename Lanes<W>::Float Float;
+  const Word bits = reinterpret_cast<Word>(value), magnitude = bits & 0x7fffffff;
+  const Word normal = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  // Adding one half leaves a subnormal's bits, rounded, at the lower end.
+  const Word subnormal = reinterpret_cast<Word>(reinterpret_cast<Float>(magnitude) + 0.5f) - 0x3f000000;
+  Word rounded = magnitude < 0x38800000 ? subnormal : normal;
+  rounded = magnitude >= 0x47800000 ? Word{} + 0x7c00 : rounded;
+  rounded = magnitude > 0x7f800000 ? Word{} + 0x7e00 : rounded;
+  const typename Lanes<W>::Half half =
+      __builtin_convertvector(rounded | (bits >> 16 & 0x8000), typename Lanes<W>::Half);
+  std::memcpy(target, &half, count * sizeof(Float16Bits));
 }
 
 // Lane l of a + b's neighbours: a[l] + a[l ^ S] where bit S of l is clear, b[l] + b[l ^ S] where it is set.
@@ -99,6 +135,36 @@ EMBEDMUX_INLINE typename Lanes<W>::Float gelu(const typename Lanes<W>::Float& x)
   erf = x > kLimit ? Float{} + 1.0f : erf;
   erf = x < -kLimit ? Float{} - 1.0f : erf;
   return x * 0.5f * (erf + 1.0f);
+}
+
+// 1 / (1 + e^-x). 2^y with a relative error below 3e-7 by a minimax polynomial on [-1/2, 1/2]; y is held where 2^y is a
+// normal number, beyond which the result is 0 or 1 in float32.
+template <int W>
+EMBEDMUX_INLINE typename Lanes<W>::Float sigmoid(const typename Lanes<W>::Float& x) {
+  typedef typename Lanes<W>::Float Float;
+  typedef typename Lanes<W>::Word Word;
+  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number in the low bits
+  Float power = x * -1.44269504f;
+  power = power > 126.0f ? Float{} + 126.0f : power;
+  power = power < -126.0f ? Float{} - 126.0f : power;
+  const Float shifted = power + kRounder, rest = power - (shifted - kRounder);
+  Float value = rest * 0.0013264591f + 0.0096716192f;
+  value = value * rest + 0.0555073507f;
+  value = value * rest + 0.2402224094f;
+  value = value * rest + 0.6931470037f;
+  value = value * rest + 1.0f;
+  value = reinterpret_cast<Float>(reinterpret_cast<Word>(value) + (reinterpret_cast<Word>(shifted) << 23));
+  return 1.0f / (value + 1.0f);
+}
+
+// gelu_tanh is x (1 + tanh(u)) / 2 = x sigmoid(2u) with u = √(2/π) (x + 0.044715 x³).
+template <int W, Activation A>
+EMBEDMUX_INLINE typename Lanes<W>::Float activate(const typename Lanes<W>::Float& x) {
+  if constexpr (A == Activation::gelu) return gelu<W>(x);
+  if constexpr (A == Activation::gelu_tanh) return x * sigmoid<W>(x * (x * x * 0.0713548163f + 1.5957691216f));
+  if constexpr (A == Activation::silu) return x * sigmoid<W>(x);
+  if constexpr (A == Activation::relu) return x < 0.0f ? typename Lanes<W>::Float{} : x;
+  return x;
 }
 
 }  // namespace embedmux

@@ -88,7 +88,8 @@ def check(
     if overrides is not None:
         if overrides.shape != adapters.shape:
             checks.shape_error("overrides", overrides, f"{list(adapters.shape)} as adapters")
-        if columns is None or columns.dim() != 1 or columns.dtype != torch.float32:
+        wide = torch.promote_types(x.dtype, torch.float32)  # float64 beside x in float64, the reference's own
+        if columns is None or columns.dim() != 1 or columns.dtype != wide:
             raise ValueError("columns must be [C] float32 where overrides are given")
 
 

@@ -155,6 +155,7 @@ CASES += tuple(
         replace(_GATED, name="overrides_all", merged=(2,), scaled=(0, 2), biased=(1, 2)),
         replace(_GATED, name="overrides_gelu", merged=(0, 1), biased=(0,), activation="gelu", bias=False),
         *(replace(_GATED, name=f"act_{name}", scaled=(0,), activation=name) for name in ACTIVATIONS[1:]),
+        replace(_GATED, name="halves_of_whole_panels", slices=(96, 96), activation="swiglu", merged=(1,), scaled=(0,)),
     )
 )
 CASES += tuple(

@@ -30,10 +30,9 @@ def lora_matmul(
             part = slice(end - width, end)
             a, b, rank = adapters[slot, j].tolist() if slot >= 0 else (0, 0, 0)
             w, s, c = overrides[slot, j].tolist() if slot >= 0 and overrides is not None else (-1, -1, -1)
-            product = run @ (base[part] if w < 0 else factors[w : w + width * x.size(1)].view(width, -1)).T
-            product += (
-                run @ factors[a : a + rank * x.size(1)].view(rank, -1).T @ factors[b : b + rank * width].view(rank, -1)
-            )
+            product = run @ (base[part] if w < 0 else factors[w : w + width * x.size(1)].view(width, x.size(1))).T
+            down = run @ factors[a : a + rank * x.size(1)].view(rank, x.size(1)).T
+            product += down @ factors[b : b + rank * width].view(rank, width)
             if s >= 0 and columns is not None:
                 product *= columns[s : s + width].to(wide)
             if c >= 0 and columns is not None:

@@ -1,0 +1,41 @@
+// Checking the arguments of lora_matmul and reading the tables of its adapters.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include "lora_segments.h"
+
+namespace embedmux {
+
+// The shapes, dtypes and layouts of all tensors but the packed weight.
+void check_lora_tensors(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                        const at::Tensor& arena, const at::Tensor& adapters, const at::Tensor& segment_offsets,
+                        const at::Tensor& segment_slots, at::IntArrayRef slices,
+                        const std::optional<at::Tensor>& overrides, const std::optional<at::Tensor>& columns);
+
+// The call as far as it does not depend on segments; refuses unknown activations and slices that do not fit.
+LoraCall read_call(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& arena, at::IntArrayRef slices,
+                   std::string_view activation);
+
+// Float vectors of a slot's columns, rounded up to whole panels of 32; empty where it has neither scale nor bias.
+struct SlotColumns {
+  std::vector<float> scale, bias;
+
+  Affine affine() const { return scale.empty() ? Affine{} : Affine{scale.data(), bias.data()}; }
+};
+
+// What the slots named by the segments bring; the entries of other slots are not read.
+struct LoraSlots {
+  std::vector<LoraSlice> slices;     // [slots, slices]
+  std::vector<SlotColumns> columns;  // [slots]
+  std::vector<bool> has_weight;      // [slots]
+};
+
+LoraSlots read_slots(const LoraCall& call, const std::optional<at::Tensor>& bias, const at::Tensor& arena,
+                     const at::Tensor& adapters, const at::Tensor& segment_slots,
+                     const std::optional<at::Tensor>& overrides, const std::optional<at::Tensor>& columns);
+
+// The base model's columns: scale 1 and its bias, or 0 without one.
+SlotColumns base_columns(const LoraCall& call, const std::optional<at::Tensor>& bias);
+
+}  // namespace embedmux
