@@ -85,14 +85,17 @@ void lora_matmul_bf16_amx(const LoraCall& call, const at::Tensor& x, const at::T
   const auto bits = [](const at::Tensor& tensor) {
     return reinterpret_cast<const uint16_t*>(tensor.const_data_ptr<at::BFloat16>());
   };
-  std::vector<Affine> affines(call.rows, call.affine);
-  for (const LoraSegment& segment : call.segments) {
-    std::fill(affines.begin() + segment.first_row, affines.begin() + segment.last_row, segment.affine);
+  std::vector<Affine> affines;
+  if (call.affine.scale != nullptr) {
+    affines.assign(call.rows, call.affine);
+    for (const LoraSegment& segment : call.segments) {
+      std::fill(affines.begin() + segment.first_row, affines.begin() + segment.last_row, segment.affine);
+    }
   }
   const Product product{call,
                         bits(x),
                         bits(packed),
-                        affines.data(),
+                        affines.empty() ? nullptr : affines.data(),
                         reinterpret_cast<uint16_t*>(output.mutable_data_ptr<at::BFloat16>()),
                         divide_up(call.inner, kTileDepth),
                         call.is_gated ? call.columns / 2 / kPanelColumns : 0};

@@ -19,7 +19,8 @@ void check_weight_bf16_amx(const at::Tensor& packed, const LoraCall& call);
 bool can_multiply_bf16_amx(const LoraCall& call);
 
 // output [rows, output_columns] = activation(scale (x Wᵀ + B(A x)) + bias). All bfloat16, sums in float32. Scale and
-// bias are those of the row's segment or of the call, none of them null, and readable up to a whole panel.
+// bias are those of the row's segment or of the call, readable up to a whole panel. Without a scale in the call there
+// is none anywhere, and every row has the call's bias.
 void lora_matmul_bf16_amx(const LoraCall& call, const at::Tensor& x, const at::Tensor& packed,
                           const at::Tensor& output);
 

@@ -28,31 +28,33 @@ struct alignas(64) TileConfig {
 // A block whose sums are stored and wait for scale, bias, activation and rounding into the output.
 struct Pending {
   const float* sums = nullptr;      // [rows, 32], of a gated product those of the gate and then those of up
-  const Affine* affines = nullptr;  // [rows]
+  const Affine* affines = nullptr;  // [rows]; null if every row has the bias below and no scale
   int64_t rows = 0;
-  int64_t column = 0;  // the first of the output
+  int64_t column = 0;  // the first of the panel
   int64_t up_column = 0;
   uint16_t* output = nullptr;
   int64_t output_columns = 0;  // of its rows
   __mmask32 mask = 0;          // of the panel's columns that exist
+  __m512 bias[4];              // of the panel's two halves and, in a gated product, of those of up
 };
 
-EMBEDMUX_AMX inline __m512 shift(const float* sums, const Affine& affine, int64_t column) {
-  return _mm512_fmadd_ps(_mm512_load_ps(sums), _mm512_loadu_ps(affine.scale + column),
-                         _mm512_loadu_ps(affine.bias + column));
-}
-
-// How a row is finished; every kernel is built for each.
-template <Activation A, bool IsGated>
+// How a row is finished; the kernel is built for each.
+template <Activation A, bool IsGated, bool HasAffines>
 struct Finish {
-  EMBEDMUX_AMX static inline void row(const Pending& pending, int64_t row) {
-    const float* sums = pending.sums + row * kPanelColumns;
+  EMBEDMUX_AMX static inline __m512 shift(const Pending& pending, int64_t row, int64_t half, int64_t column) {
+    const __m512 sums = _mm512_load_ps(pending.sums + half / 2 * kBlockElements + row * kPanelColumns + half % 2 * 16);
+    if (!HasAffines) return _mm512_add_ps(sums, pending.bias[half]);
     const Affine& affine = pending.affines[row];
-    __m512 left = activate<16, A>(shift(sums, affine, pending.column));
-    __m512 right = activate<16, A>(shift(sums + 16, affine, pending.column + 16));
+    const int64_t place = column + half % 2 * 16;
+    return _mm512_fmadd_ps(sums, _mm512_loadu_ps(affine.scale + place), _mm512_loadu_ps(affine.bias + place));
+  }
+
+  EMBEDMUX_AMX static inline void row(const Pending& pending, int64_t row) {
+    __m512 left = activate<16, A>(shift(pending, row, 0, pending.column));
+    __m512 right = activate<16, A>(shift(pending, row, 1, pending.column));
     if (IsGated) {
-      left = _mm512_mul_ps(left, shift(sums + kBlockElements, affine, pending.up_column));
-      right = _mm512_mul_ps(right, shift(sums + kBlockElements + 16, affine, pending.up_column + 16));
+      left = _mm512_mul_ps(left, shift(pending, row, 2, pending.up_column));
+      right = _mm512_mul_ps(right, shift(pending, row, 3, pending.up_column));
     }
     _mm512_mask_storeu_epi16(pending.output + row * pending.output_columns, pending.mask,
                              (__m512i)_mm512_cvtne2ps_pbh(right, left));
@@ -177,36 +179,44 @@ EMBEDMUX_AMX void run_groups(const Product& product, int64_t first_row, int64_t 
           continue;
         }
         const int64_t output_column = call.is_gated ? column - call.columns / 2 : column;
+        const float* bias = call.affine.bias;
         pending = {sums,
-                   product.affines + row,
+                   product.affines == nullptr ? nullptr : product.affines + row,
                    count,
                    output_column,
                    column,
                    product.output + row * call.output_columns() + output_column,
                    call.output_columns(),
-                   low_bits(call.columns - column)};
+                   low_bits(call.columns - column),
+                   {_mm512_loadu_ps(bias + output_column), _mm512_loadu_ps(bias + output_column + 16),
+                    _mm512_loadu_ps(bias + column), _mm512_loadu_ps(bias + column + 16)}};
       }
     }
   }
   for (int64_t row = 0; row < pending.rows; ++row) Finish::row(pending, row);
 }
 
-using RunGroups = void(const Product&, int64_t, int64_t, int64_t, int64_t, const uint16_t*, const std::vector<LowRank>&,
-                       int64_t);
+template <Activation A, bool IsGated>
+auto choose_groups(const Product& product) {
+  return product.affines == nullptr ? run_groups<Finish<A, IsGated, false>> : run_groups<Finish<A, IsGated, true>>;
+}
 
-RunGroups* choose_groups(const LoraCall& call) {
-  switch (call.activation) {
+auto choose_groups(const Product& product) {
+  const bool is_gated = product.call.is_gated;
+  switch (product.call.activation) {
     case Activation::gelu:
-      return call.is_gated ? run_groups<Finish<Activation::gelu, true>> : run_groups<Finish<Activation::gelu, false>>;
+      return is_gated ? choose_groups<Activation::gelu, true>(product)
+                      : choose_groups<Activation::gelu, false>(product);
     case Activation::gelu_tanh:
-      return call.is_gated ? run_groups<Finish<Activation::gelu_tanh, true>>
-                           : run_groups<Finish<Activation::gelu_tanh, false>>;
+      return is_gated ? choose_groups<Activation::gelu_tanh, true>(product)
+                      : choose_groups<Activation::gelu_tanh, false>(product);
     case Activation::silu:
-      return call.is_gated ? run_groups<Finish<Activation::silu, true>> : run_groups<Finish<Activation::silu, false>>;
+      return is_gated ? choose_groups<Activation::silu, true>(product)
+                      : choose_groups<Activation::silu, false>(product);
     case Activation::relu:
-      return run_groups<Finish<Activation::relu, false>>;
+      return choose_groups<Activation::relu, false>(product);
     default:
-      return run_groups<Finish<Activation::none, false>>;
+      return choose_groups<Activation::none, false>(product);
   }
 }
 
@@ -230,7 +240,7 @@ EMBEDMUX_AMX void run_amx_task(const Product& product, int64_t first_row, int64_
   settle_memory();
   std::vector<LowRank> parts = shrink_segments(product, first_row, last_row, rows, scratch);
   const int64_t group = place_groups(product, last_place - first_place, parts, scratch);
-  choose_groups(product.call)(product, first_row, last_row, first_place, last_place, rows, parts, group);
+  choose_groups(product)(product, first_row, last_row, first_place, last_place, rows, parts, group);
 }
 
 }  // namespace embedmux

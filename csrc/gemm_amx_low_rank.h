@@ -16,7 +16,7 @@ struct Product {
   const LoraCall& call;
   const uint16_t* x;
   const uint16_t* packed;
-  const Affine* affines;  // [rows]
+  const Affine* affines;  // [rows], or null if no row has a scale
   uint16_t* output;
   int64_t steps;        // along K
   int64_t half_panels;  // of a gated product, else 0

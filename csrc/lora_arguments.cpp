@@ -1,5 +1,7 @@
 #include "lora_arguments.h"
 
+#include <ATen/Dispatch.h>
+
 #include <algorithm>
 #include <array>
 
@@ -118,14 +120,14 @@ LoraCall read_call(const at::Tensor& x, const at::Tensor& weight, const at::Tens
           found.activation, found.is_gated, {}};
 }
 
-SlotColumns base_columns(const LoraCall& call, const std::optional<at::Tensor>& bias) {
-  const int64_t padded = (call.columns + kWholeColumns - 1) / kWholeColumns * kWholeColumns;
-  SlotColumns base{std::vector<float>(padded, 1.0F), std::vector<float>(padded)};
-  if (bias.has_value()) {
-    const at::Tensor wide = bias->to(at::kFloat);
-    std::copy_n(wide.const_data_ptr<float>(), call.columns, base.bias.begin());
-  }
-  return base;
+std::vector<float> base_bias(const LoraCall& call, const std::optional<at::Tensor>& bias) {
+  std::vector<float> wide((call.columns + kWholeColumns - 1) / kWholeColumns * kWholeColumns);
+  if (!bias.has_value()) return wide;
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, bias->scalar_type(), "base_bias", [&] {
+    const scalar_t* values = bias->const_data_ptr<scalar_t>();
+    for (int64_t column = 0; column < call.columns; ++column) wide[column] = static_cast<float>(values[column]);
+  });
+  return wide;
 }
 
 LoraSlots read_slots(const LoraCall& call, const std::optional<at::Tensor>& bias, const at::Tensor& arena,
@@ -158,7 +160,11 @@ LoraSlots read_slots(const LoraCall& call, const std::optional<at::Tensor>& bias
       if (weight >= 0) slots.has_weight[slot] = true;
       if (scale < 0 && own_bias < 0) continue;
       SlotColumns& own = slots.columns[slot];
-      if (own.scale.empty()) own = base_columns(call, bias);
+      if (own.scale.empty()) {
+        own.bias = base_bias(call, bias);
+        own.scale.assign(own.bias.size(), 1.0F);
+        slots.has_columns = true;
+      }
       const float* values = columns->const_data_ptr<float>();
       if (scale >= 0) std::copy_n(values + scale, width, own.scale.begin() + start);
       if (own_bias >= 0) std::copy_n(values + own_bias, width, own.bias.begin() + start);

@@ -29,13 +29,14 @@ struct LoraSlots {
   std::vector<LoraSlice> slices;     // [slots, slices]
   std::vector<SlotColumns> columns;  // [slots]
   std::vector<bool> has_weight;      // [slots]
+  bool has_columns = false;          // of any slot
 };
 
 LoraSlots read_slots(const LoraCall& call, const std::optional<at::Tensor>& bias, const at::Tensor& arena,
                      const at::Tensor& adapters, const at::Tensor& segment_slots,
                      const std::optional<at::Tensor>& overrides, const std::optional<at::Tensor>& columns);
 
-// The base model's columns: scale 1 and its bias, or 0 without one.
-SlotColumns base_columns(const LoraCall& call, const std::optional<at::Tensor>& bias);
+// The base model's bias as float, 0 without one, rounded up to whole panels.
+std::vector<float> base_bias(const LoraCall& call, const std::optional<at::Tensor>& bias);
 
 }  // namespace embedmux

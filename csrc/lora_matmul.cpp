@@ -145,9 +145,12 @@ at::Tensor lora_matmul(const at::Tensor& x, const at::Tensor& weight, const std:
                            layout.scalar_type() == at::kFloat),
               "packed must be pack_weight of a weight of shape ", weight.sizes(), ", got ", layout.scalar_type(),
               " of ", layout.sizes());
-  SlotColumns base;
-  if (is_fused) base = base_columns(call, bias);
-  call.affine = base.affine();
+  std::vector<float> wide_bias, ones;
+  if (is_fused) {
+    wide_bias = base_bias(call, bias);
+    if (slots.has_columns) ones.assign(wide_bias.size(), 1.0F);
+    call.affine = {ones.empty() ? nullptr : ones.data(), wide_bias.data()};
+  }
 
   const std::vector<Run> runs = cut_runs(call, slots, segment_offsets, segment_slots, is_fused);
   at::Tensor y;
@@ -155,8 +158,9 @@ at::Tensor lora_matmul(const at::Tensor& x, const at::Tensor& weight, const std:
   for (const Run& run : runs) {
     call.rows = run.last_row - run.first_row;
     call.segments = run.segments;
-    const at::Tensor part = x.narrow(0, run.first_row, call.rows);
-    const at::Tensor target = y.defined() ? y.narrow(0, run.first_row, call.rows) : y;
+    const bool is_whole = runs.size() == 1;
+    const at::Tensor part = is_whole ? x : x.narrow(0, run.first_row, call.rows);
+    const at::Tensor target = is_whole ? y : y.narrow(0, run.first_row, call.rows);
     at::Tensor weight_layout = layout;
     if (run.slot >= 0 && slots.has_weight[run.slot]) {
       // Packed at each call: the arena may have changed since the last one.

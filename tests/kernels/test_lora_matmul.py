@@ -26,7 +26,8 @@ class Layer:
     """
 
     def __init__(self, dtype: torch.dtype, activation: str = "gelu", *, overrides: bool = False) -> None:
-        ranks, slices = ((16, 7, 0), (12, 1, 33), (0, 0, 16)), (96, 100, 45)
+        ranks: tuple[tuple[int, ...], ...] = ((16, 7, 0), (12, 1, 33), (0, 0, 16))
+        slices: tuple[int, ...] = (96, 100, 45)
         if activation in GATED:
             ranks, slices = tuple(row[:2] for row in ranks), (96, 96)
         case = Case("layer", dtype, 200, slices, ranks, ((ROWS, -1),), True, activation)
