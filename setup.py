@@ -22,7 +22,8 @@ def extension() -> dict:
         "embedmux.kernels._C",
         sorted(glob("csrc/*.cpp")),
         depends=sorted(glob("csrc/*.h")),
-        extra_compile_args=["-O3", "-g0", "-Wall", "-Wno-unknown-pragmas", "-fno-math-errno"],
+        extra_compile_args=["-O3", "-g0", "-Wall", "-fopenmp", "-fno-math-errno"],
+        extra_link_args=["-fopenmp"],  # torch's thread pool: without it at::parallel_for is a plain loop
         py_limited_api=True,
     )
     return {

@@ -19,12 +19,22 @@ using Cell = uint32_t;
 
 constexpr int round_up(int value, int step) { return (value + step - 1) / step * step; }
 
-// Rows of a source matrix: `rows` of `depth` elements, `stride` elements apart.
+// Rows of a source matrix: `rows` of `depth` elements, `stride` elements apart. The keys and values of a sequence that
+// follows a shared prefix stand in two tensors: the rows from `split` on are those of `rest`.
 struct Source {
   const void* data;
   int64_t stride;
   int rows;
   int depth;
+  int split = INT32_MAX;
+  const void* rest = nullptr;
+  int64_t rest_stride = 0;
+
+  template <typename T>
+  const T* row(int index) const {
+    return index < split ? static_cast<const T*>(data) + index * stride
+                         : static_cast<const T*>(rest) + (index - split) * rest_stride;
+  }
 };
 
 // out[r * out_stride + 16 p + lane] (+)= Σ_c left[r * left_stride + c] · panels[p * panel_stride + 16 c + lane]
@@ -75,11 +85,14 @@ struct Kernels {
 
 // By element type of q, k and v, and by what they are computed in.
 extern const Kernels float32_baseline;
+extern const Kernels float16_baseline;
 extern const Kernels bfloat16_baseline;
 #if defined(__x86_64__)
 extern const Kernels float32_avx2;
+extern const Kernels float16_avx2;
 extern const Kernels bfloat16_avx2;
 extern const Kernels float32_avx512;
+extern const Kernels float16_avx512;
 extern const Kernels bfloat16_avx512;
 extern const Kernels bfloat16_avx512_bf16;
 extern const Kernels bfloat16_amx;

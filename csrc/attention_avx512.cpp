@@ -1,4 +1,4 @@
-// Attention with AVX-512 in float32, by fused multiply-add; bfloat16 operands are widened when they are packed.
+// Attention with AVX-512 in float32, by fused multiply-add; 16-bit operands are widened when they are packed.
 #include "attention_avx512.h"
 
 #ifdef EMBEDMUX_X86
@@ -12,7 +12,7 @@ constexpr int kPanelBlock = 4;
 template <typename T, Load load>
 EMBEDMUX_AVX512 void pack_values(const Source& source, Cell* panels, int panel_stride, int padded_keys) {
   for (int key = 0; key < padded_keys; ++key) {
-    const T* start = key < source.rows ? row_of<T>(source, key) : nullptr;
+    const T* start = key < source.rows ? source.row<T>(key) : nullptr;
     for (int d = 0; d < source.depth; d += kLanes) {
       _mm512_storeu_si512(panels + d / kLanes * panel_stride + key * kLanes, load(start, d, source.depth));
     }
@@ -83,14 +83,18 @@ EMBEDMUX_AVX512 void softmax(const Softmax& step) {
   }
 }
 
-template <typename T>
+EMBEDMUX_AVX512 inline void store_halves(uint16_t* target, __mmask16 lanes, __m512 values) {
+  _mm256_mask_storeu_epi16(target, lanes, _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+template <typename T, void (*store)(T*, __mmask16, __m512)>
 EMBEDMUX_AVX512 void finish(const float* output, int output_stride, const float* sum, const Source& target) {
   for (int r = 0; r < target.rows; ++r) {
     const __m512 inverse = _mm512_set1_ps(1.0F / sum[r]);
-    T* out = const_cast<T*>(row_of<T>(target, r));
+    T* out = const_cast<T*>(target.row<T>(r));
     for (int d = 0; d < target.depth; d += kLanes) {
       const __m512 values = _mm512_mul_ps(_mm512_loadu_ps(output + r * output_stride + d), inverse);
-      store_lanes(out + d, first_lanes(target.depth - d), values);
+      store(out + d, first_lanes(target.depth - d), values);
     }
   }
 }
@@ -102,11 +106,15 @@ void nothing() {}
 // clang-format off
 const Kernels float32_avx512 = {
     1, pack_rows<float, 1, load_cells>, pack_keys<float, 1, load_cells>, pack_values<float, load_cells>,
-    multiply, softmax, finish<float>, nothing, nothing};
+    multiply, softmax, finish<float, store_lanes>, nothing, nothing};
+
+const Kernels float16_avx512 = {
+    1, pack_rows<uint16_t, 1, load_widened_half>, pack_keys<uint16_t, 1, load_widened_half>,
+    pack_values<uint16_t, load_widened_half>, multiply, softmax, finish<uint16_t, store_halves>, nothing, nothing};
 
 const Kernels bfloat16_avx512 = {
     1, pack_rows<uint16_t, 1, load_widened>, pack_keys<uint16_t, 1, load_widened>, pack_values<uint16_t, load_widened>,
-    multiply, softmax, finish<uint16_t>, nothing, nothing};
+    multiply, softmax, finish<uint16_t, store_lanes>, nothing, nothing};
 // clang-format on
 
 }  // namespace embedmux::attention

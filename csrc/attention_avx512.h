@@ -18,11 +18,6 @@ void pack_bfloat16_values(const Source& source, Cell* panels, int panel_stride, 
 void softmax_bfloat16(const Softmax& step);
 void finish_bfloat16(const float* output, int output_stride, const float* sum, const Source& target);
 
-template <typename T>
-const T* row_of(const Source& source, int index) {
-  return static_cast<const T*>(source.data) + index * source.stride;
-}
-
 // 16 cells of a row, zeros beyond `cells` and for a null row.
 EMBEDMUX_AVX512 inline __m512i load_cells(const void* start, int first, int cells) {
   if (start == nullptr) return _mm512_setzero_si512();
@@ -36,6 +31,14 @@ EMBEDMUX_AVX512 inline __m512i load_widened(const void* start, int first, int ce
   return _mm512_castps_si512(load_lanes(static_cast<const uint16_t*>(start) + first, lanes));
 }
 
+// The same for float16.
+EMBEDMUX_AVX512 inline __m512i load_widened_half(const void* start, int first, int cells) {
+  if (start == nullptr) return _mm512_setzero_si512();
+  const __mmask16 lanes = first_lanes(std::max(0, cells - first));
+  const __m256i halves = _mm256_maskz_loadu_epi16(lanes, static_cast<const uint16_t*>(start) + first);
+  return _mm512_castps_si512(_mm512_cvtph_ps(halves));
+}
+
 using Load = __m512i (*)(const void*, int, int);
 
 template <typename T, int ElementsPerCell, Load load>
@@ -43,7 +46,7 @@ EMBEDMUX_AVX512 void pack_rows(const Source& source, Cell* out, int out_stride) 
   const int cells = source.depth / ElementsPerCell;
   for (int r = 0; r < source.rows; ++r) {
     for (int c = 0; c < out_stride; c += kLanes) {
-      _mm512_storeu_si512(out + r * out_stride + c, load(row_of<T>(source, r), c, cells));
+      _mm512_storeu_si512(out + r * out_stride + c, load(source.row<T>(r), c, cells));
     }
   }
 }
@@ -56,7 +59,7 @@ EMBEDMUX_AVX512 void pack_keys(const Source& source, Cell* panels, int panel_str
     for (int c = 0; c < panel_stride / kLanes; c += kLanes) {
       __m512i block[kLanes];
       for (int i = 0; i < kLanes; ++i) {
-        block[i] = load(key + i < source.rows ? row_of<T>(source, key + i) : nullptr, c, cells);
+        block[i] = load(key + i < source.rows ? source.row<T>(key + i) : nullptr, c, cells);
       }
       transpose_16x16(block, panel + c * kLanes);
     }

@@ -60,8 +60,8 @@ void pack_bfloat16_keys(const Source& source, Cell* panels, int panel_stride, in
 // Cell (pair, d) holds the elements d of the keys 2 pair and 2 pair + 1.
 EMBEDMUX_AVX512 void pack_bfloat16_values(const Source& source, Cell* panels, int panel_stride, int padded_keys) {
   for (int key = 0; key < padded_keys; key += 2) {
-    const uint16_t* even = key < source.rows ? row_of<uint16_t>(source, key) : nullptr;
-    const uint16_t* odd = key + 1 < source.rows ? row_of<uint16_t>(source, key + 1) : nullptr;
+    const uint16_t* even = key < source.rows ? source.row<uint16_t>(key) : nullptr;
+    const uint16_t* odd = key + 1 < source.rows ? source.row<uint16_t>(key + 1) : nullptr;
     for (int d = 0; d < source.depth; d += kLanes) {
       const __m512i low = _mm512_srli_epi32(load_widened(even, d, source.depth), 16);
       const __m512i pairs = _mm512_or_si512(low, load_widened(odd, d, source.depth));
@@ -104,7 +104,7 @@ EMBEDMUX_AVX512_BF16 void finish_bfloat16(const float* output, int output_stride
                                           const Source& target) {
   for (int r = 0; r < target.rows; ++r) {
     const __m512 inverse = _mm512_set1_ps(1.0F / sum[r]);
-    auto* out = const_cast<uint16_t*>(row_of<uint16_t>(target, r));
+    auto* out = const_cast<uint16_t*>(target.row<uint16_t>(r));
     for (int d = 0; d < target.depth; d += kLanes) {
       const __m512 values = _mm512_mul_ps(_mm512_loadu_ps(output + r * output_stride + d), inverse);
       _mm256_mask_storeu_epi16(out + d, first_lanes(target.depth - d), (__m256i)_mm512_cvtneps_pbh(values));

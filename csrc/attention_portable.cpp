@@ -1,5 +1,7 @@
 // Attention without wide intrinsics: plain loops over 16 lanes that the compiler turns into SSE2, NEON or, in the
-// functions marked so, AVX2. All arithmetic is float32; bfloat16 operands are widened when they are packed.
+// functions marked so, AVX2. All arithmetic is float32; 16-bit operands are widened when they are packed.
+#include <c10/util/Half.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -10,19 +12,23 @@
 namespace embedmux::attention {
 namespace {
 
+struct Half {
+  uint16_t bits;
+};
+
+using embedmux::narrow;
+using embedmux::widen;
+EMBEDMUX_INLINE float widen(Half value) { return c10::detail::fp16_ieee_to_fp32_value(value.bits); }
+EMBEDMUX_INLINE void narrow(float value, Half* out) { out->bits = c10::detail::fp16_ieee_from_fp32_value(value); }
+
 EMBEDMUX_INLINE float* floats(Cell* cells) { return reinterpret_cast<float*>(cells); }
 EMBEDMUX_INLINE const float* floats(const Cell* cells) { return reinterpret_cast<const float*>(cells); }
-
-template <typename T>
-EMBEDMUX_INLINE const T* row(const Source& source, int index) {
-  return static_cast<const T*>(source.data) + index * source.stride;
-}
 
 template <typename T>
 EMBEDMUX_INLINE void pack_rows(const Source& source, Cell* out, int out_stride) {
   for (int r = 0; r < source.rows; ++r) {
     float* target = floats(out + r * out_stride);
-    for (int d = 0; d < source.depth; ++d) target[d] = widen(row<T>(source, r)[d]);
+    for (int d = 0; d < source.depth; ++d) target[d] = widen(source.row<T>(r)[d]);
     std::fill(target + source.depth, target + out_stride, 0.0F);
   }
 }
@@ -32,7 +38,7 @@ EMBEDMUX_INLINE void pack_keys(const Source& source, Cell* panels, int panel_str
   for (int key = 0; key < padded_keys; ++key) {
     float* target = floats(panels + key / kLanes * panel_stride) + key % kLanes;
     const int depth = key < source.rows ? source.depth : 0;
-    for (int d = 0; d < depth; ++d) target[d * kLanes] = widen(row<T>(source, key)[d]);
+    for (int d = 0; d < depth; ++d) target[d * kLanes] = widen(source.row<T>(key)[d]);
     for (int d = depth; d < panel_stride / kLanes; ++d) target[d * kLanes] = 0.0F;
   }
 }
@@ -43,7 +49,7 @@ EMBEDMUX_INLINE void pack_values(const Source& source, Cell* panels, int panel_s
     for (int start = 0; start < source.depth; start += kLanes) {
       float* target = floats(panels + start / kLanes * panel_stride) + key * kLanes;
       const int lanes = key < source.rows ? std::min(kLanes, source.depth - start) : 0;
-      for (int lane = 0; lane < lanes; ++lane) target[lane] = widen(row<T>(source, key)[start + lane]);
+      for (int lane = 0; lane < lanes; ++lane) target[lane] = widen(source.row<T>(key)[start + lane]);
       std::fill(target + lanes, target + kLanes, 0.0F);
     }
   }
@@ -124,7 +130,7 @@ template <typename T>
 EMBEDMUX_INLINE void finish(const float* output, int output_stride, const float* sum, const Source& target) {
   for (int r = 0; r < target.rows; ++r) {
     const float inverse = 1.0F / sum[r];
-    T* out = const_cast<T*>(row<T>(target, r));
+    T* out = const_cast<T*>(target.row<T>(r));
     for (int d = 0; d < target.depth; ++d) narrow(output[r * output_stride + d] * inverse, out + d);
   }
 }
@@ -149,9 +155,11 @@ void nothing() {}
   }
 
 EMBEDMUX_ATTENTION_VARIANT(float32_baseline, float, 4, )
+EMBEDMUX_ATTENTION_VARIANT(float16_baseline, Half, 4, )
 EMBEDMUX_ATTENTION_VARIANT(bfloat16_baseline, uint16_t, 4, )
 #ifdef EMBEDMUX_X86
 EMBEDMUX_ATTENTION_VARIANT(float32_avx2, float, 8, EMBEDMUX_AVX2)
+EMBEDMUX_ATTENTION_VARIANT(float16_avx2, Half, 8, EMBEDMUX_AVX2)
 EMBEDMUX_ATTENTION_VARIANT(bfloat16_avx2, uint16_t, 8, EMBEDMUX_AVX2)
 #endif
 
@@ -163,9 +171,11 @@ EMBEDMUX_ATTENTION_VARIANT(bfloat16_avx2, uint16_t, 8, EMBEDMUX_AVX2)
       nothing, nothing};
 
 EMBEDMUX_ATTENTION_TABLE(float32_baseline)
+EMBEDMUX_ATTENTION_TABLE(float16_baseline)
 EMBEDMUX_ATTENTION_TABLE(bfloat16_baseline)
 #ifdef EMBEDMUX_X86
 EMBEDMUX_ATTENTION_TABLE(float32_avx2)
+EMBEDMUX_ATTENTION_TABLE(float16_avx2)
 EMBEDMUX_ATTENTION_TABLE(bfloat16_avx2)
 #endif
 

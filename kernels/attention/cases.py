@@ -2,15 +2,19 @@
 
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 
-Arguments = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, bool, int, float]
+Arguments = tuple[Any, ...]  # q, k, v, offsets, causal, window, scale; with prefixes the four arguments for them
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """lengths holds the tokens of each sequence; fused makes q, k and v views of one [T, (Hq + 2 Hkv) D] matrix."""
+    """lengths holds the tokens of each sequence; fused makes q, k and v views of one [T, (Hq + 2 Hkv) D] matrix.
+
+    prefixes holds the tokens of each shared prefix and prefix_of each sequence's; both empty: no prefixes.
+    """
 
     name: str
     dtype: torch.dtype
@@ -21,27 +25,37 @@ class Case:
     causal: bool = False
     window: int = -1
     fused: bool = True
+    prefixes: tuple[int, ...] = ()
+    prefix_of: tuple[int, ...] = ()
 
     @property
     def flops(self) -> int:
         """Multiplications and additions of both products, as if nothing were masked."""
-        return sum(4 * length * length * self.heads * self.depth for length in self.lengths)
+        before = [self.prefixes[prefix] if prefix >= 0 else 0 for prefix in self.prefix_of] or [0] * len(self.lengths)
+        pairs = sum(length * (length + prefix) for length, prefix in zip(self.lengths, before, strict=True))
+        return 4 * pairs * self.heads * self.depth
 
 
 def make_inputs(case: Case, seed: int) -> Arguments:
     """Fresh normal q, k and v; scores then have a variance near one."""
     generator = torch.Generator().manual_seed(seed)
-    rows, widths = sum(case.lengths), [heads * case.depth for heads in (case.heads, case.key_heads, case.key_heads)]
-    if case.fused:
-        projection = torch.randn(rows, sum(widths), generator=generator).to(case.dtype)
-        q, k, v = (
-            part.view(rows, part.size(1) // case.depth, case.depth)
-            for part in torch.split_with_sizes(projection, widths, 1)
-        )
-    else:
-        q, k, v = (torch.randn(rows, w // case.depth, case.depth, generator=generator).to(case.dtype) for w in widths)
-    offsets = torch.tensor([0, *accumulate(case.lengths)], dtype=torch.int32)
-    return q, k, v, offsets, case.causal, case.window, case.depth**-0.5
+    q, k, v = _projections(case, sum(case.lengths), (case.heads, case.key_heads, case.key_heads), generator)
+    base = q, k, v, _offsets(case.lengths), case.causal, case.window, case.depth**-0.5
+    if not case.prefix_of:
+        return base
+    prefix_k, prefix_v = _projections(case, sum(case.prefixes), (case.key_heads, case.key_heads), generator)
+    return *base, prefix_k, prefix_v, _offsets(case.prefixes), torch.tensor(case.prefix_of, dtype=torch.int32)
+
+
+def _projections(case: Case, rows: int, heads: tuple[int, ...], generator: torch.Generator) -> list[torch.Tensor]:
+    if not case.fused:
+        return [torch.randn(rows, count, case.depth, generator=generator).to(case.dtype) for count in heads]
+    projection = torch.randn(rows, sum(heads), case.depth, generator=generator).to(case.dtype)
+    return list(torch.split_with_sizes(projection, heads, 1))
+
+
+def _offsets(lengths: tuple[int, ...]) -> torch.Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
 
 def tolerance(case: Case) -> tuple[float, float]:
@@ -50,6 +64,8 @@ def tolerance(case: Case) -> tuple[float, float]:
         # The result is rounded once (2^-9 of it); each weight is rounded to bfloat16 too, and these errors, up to
         # 2^-9 of a weight times a normal value of v, add up to at most a few 2^-9 where the row sees few keys.
         return 4.1e-3, 8e-3
+    if case.dtype == torch.float16:
+        return 5.2e-4, 1.2e-3  # the same with 2^-12
     # exp2 is good to 2e-7, sums of up to a thousand terms in float32 to about 1e-6 of values near one.
     return 2e-6, 3e-6
 
@@ -71,11 +87,20 @@ _SHAPES = (
     Case("depth_40", torch.float32, (37, 290), 2, 1, 40, False, 5, True),
     Case("depth_80", torch.float32, (100, 31), 2, 2, 80, True, -1, True),
     Case("depth_256", torch.float32, (63, 270), 2, 1, 256, False, -1, True),
+    Case("prefix", torch.float32, (20, 0, 33, 1, 290, 7), 4, 2, 32, False, -1, True, (17, 300, 0), (0, 0, 1, -1, 0, 2)),
+    Case("prefix_causal", torch.float32, (40, 1, 250), 4, 1, 64, True, -1, False, (31, 256), (1, 0, 0)),
+    Case("prefix_window", torch.float32, (90, 30, 5), 2, 2, 40, True, 50, True, (270, 9), (0, 1, -1)),
 )
-CASES: tuple[Case, ...] = tuple(
-    replace(case, name=f"{case.name}_{str(dtype).removeprefix('torch.')}", dtype=dtype)
-    for dtype in (torch.float32, torch.bfloat16)
-    for case in _SHAPES
+
+
+def _named(case: Case, dtype: torch.dtype) -> Case:
+    return replace(case, name=f"{case.name}_{str(dtype).removeprefix('torch.')}", dtype=dtype)
+
+
+_IN_FLOAT16 = ("short", "grouped", "causal", "window", "depth_40", "prefix")
+CASES: tuple[Case, ...] = (
+    *(_named(case, dtype) for dtype in (torch.float32, torch.bfloat16) for case in _SHAPES),
+    *(_named(case, torch.float16) for case in _SHAPES if case.name in _IN_FLOAT16),
 )
 
 # Heads of a small encoder over a batch of queries, of passages, of mixed and of long texts; then a grouped decoder.

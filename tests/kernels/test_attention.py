@@ -41,6 +41,32 @@ def test_sequence_has_the_same_bits_alone_and_in_any_packing(
     assert all(torch.equal(turned[place], packed[s]) for place, s in enumerate(order))
 
 
+PREFIXES = (17, 300, 0)
+PREFIX_OF = (0, 1, 1, -1, 2, 0)  # of LENGTHS
+
+
+@COMPILED
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
+@pytest.mark.parametrize(("causal", "window"), ((False, -1), (True, -1), (False, 40)))
+def test_sequence_with_a_prefix_has_the_bits_of_the_whole_sequence(
+    isa: str, dtype: torch.dtype, causal: bool, window: int
+) -> None:
+    found = arguments(dtype, LENGTHS, causal=causal, window=window, prefixes=PREFIXES, prefix_of=PREFIX_OF)
+    q, k, v, *_, scale, prefix_k, prefix_v, prefix_offsets, _ = found
+    packed = torch.split_with_sizes(ops.attention(*found), LENGTHS)
+    plain = torch.split_with_sizes(ops.attention(*found[:7]), LENGTHS)
+    edges = [*prefix_offsets.tolist(), 0, 0]
+    parts = zip(*(torch.split_with_sizes(x, LENGTHS) for x in (q, k, v)), strict=True)
+    for s, (own_q, own_k, own_v) in enumerate(parts):
+        shared = slice(edges[PREFIX_OF[s]], edges[PREFIX_OF[s] + 1])
+        keys, values = torch.cat([prefix_k[shared], own_k]), torch.cat([prefix_v[shared], own_v])
+        queries = torch.cat([torch.randn(len(keys) - len(own_q), *q.shape[1:]).to(dtype), own_q])
+        whole = ops.attention(queries, keys, values, offsets_of((len(keys),)), causal, window, scale)
+        assert torch.equal(packed[s], whole[len(keys) - len(own_q) :])
+        if PREFIX_OF[s] == -1:
+            assert torch.equal(packed[s], plain[s])
+
+
 @COMPILED
 def test_nan_and_infinity_stay_in_their_sequence(isa: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
@@ -100,6 +126,7 @@ GOOD = arguments(torch.float32, (3, 5), fused=False)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"q": GOOD[0].double()}, "must be"),
         ({"q": GOOD[0].half()}, "must be"),
         ({"q": GOOD[0][..., :12]}, "multiple of 8 from 16 to 256"),
         ({"q": GOOD[0][0]}, "q must"),
@@ -120,6 +147,33 @@ def test_arguments_outside_the_contract_are_refused(changes: dict[str, Any], mes
     values = {**dict(zip(names, GOOD, strict=True)), **changes}
     with pytest.raises((ValueError, TypeError, RuntimeError), match=re.escape(message)):
         ops.attention(*values.values())
-    if changes.keys() != {"q"} or values["q"].dtype == torch.float32:
-        with pytest.raises((ValueError, TypeError), match=re.escape(message)):
-            ops.attention.reference(*values.values())
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+        ops.attention.reference(*values.values())
+
+
+WITH_PREFIX = arguments(torch.float32, (3, 5), prefixes=(4, 2), prefix_of=(1, -1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prefix_k": None}, "must be given together or not at all"),
+        ({"prefix_of": None}, "must be given together or not at all"),
+        ({"prefix_k": WITH_PREFIX[7].half()}, "prefix_k must be"),
+        ({"prefix_k": WITH_PREFIX[7][:, :1]}, "prefix_k must"),
+        ({"prefix_v": WITH_PREFIX[8][:5]}, "prefix_v must"),
+        ({"prefix_v": WITH_PREFIX[8][..., :16]}, "prefix_v must"),
+        ({"prefix_offsets": WITH_PREFIX[9].long()}, "prefix_offsets must be"),
+        ({"prefix_offsets": torch.tensor([0, 7, 6], dtype=torch.int32)}, "prefix_offsets must"),
+        ({"prefix_of": WITH_PREFIX[10].long()}, "prefix_of must be"),
+        ({"prefix_of": WITH_PREFIX[10][:1]}, "prefix_of must"),
+        ({"prefix_of": torch.tensor([2, 0], dtype=torch.int32)}, "-1 (none) or one of the 2 prefixes, got"),
+        ({"prefix_of": torch.tensor([0, -2], dtype=torch.int32)}, "-1 (none) or one of the 2 prefixes, got"),
+    ],
+)
+def test_prefixes_outside_the_contract_are_refused(changes: dict[str, Any], message: str) -> None:
+    names = ("prefix_k", "prefix_v", "prefix_offsets", "prefix_of")
+    values = {**dict(zip(names, WITH_PREFIX[7:], strict=True)), **changes}
+    for kernel in (ops.attention, ops.attention.reference):
+        with pytest.raises((ValueError, TypeError, RuntimeError), match=re.escape(message)):
+            kernel(*WITH_PREFIX[:7], **values)
