@@ -7,7 +7,7 @@
 
 #include "simd.h"
 
-#define EMBEDMUX_INLINE inline __attribute__((always_inline))
+#define EMBEDMUX_INLINE __attribute__((always_inline)) inline
 
 namespace embedmux {
 

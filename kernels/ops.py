@@ -8,14 +8,27 @@ import importlib.util
 
 import torch
 
+from embedmux.kernels.activation import gated_activation
 from embedmux.kernels.attention import attention
 from embedmux.kernels.lora_matmul import lora_matmul, pack_weight
 from embedmux.kernels.norm import add_layer_norm
 from embedmux.kernels.pool_encode import pool_encode
 from embedmux.kernels.pool_normalize import pool_normalize
+from embedmux.kernels.pre_norm import pre_norm
 from embedmux.kernels.quantize_rows import quantize_rows
+from embedmux.kernels.rope import rope
 
-ALL = (lora_matmul, attention, add_layer_norm, pool_normalize, pool_encode, quantize_rows)
+ALL = (
+    lora_matmul,
+    attention,
+    add_layer_norm,
+    pre_norm,
+    rope,
+    gated_activation,
+    pool_normalize,
+    pool_encode,
+    quantize_rows,
+)
 EXTENSION = "embedmux.kernels._C"
 
 # A build without a compiler (EMBEDMUX_NO_EXT=1) has no extension; a broken one must fail loudly, hence no try.
@@ -35,6 +48,18 @@ def cpu_isa() -> str:
 
 
 __all__ = [
-    "ALL", "HAS_EXTENSION", "add_layer_norm", "attention", "backends", "cpu_isa", "lora_matmul", "pack_weight",
-    "pool_encode", "pool_normalize", "quantize_rows",
-]  # fmt: skip
+    "ALL",
+    "HAS_EXTENSION",
+    "add_layer_norm",
+    "attention",
+    "backends",
+    "cpu_isa",
+    "gated_activation",
+    "lora_matmul",
+    "pack_weight",
+    "pool_encode",
+    "pool_normalize",
+    "pre_norm",
+    "quantize_rows",
+    "rope",
+]

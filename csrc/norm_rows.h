@@ -1,0 +1,155 @@
+// The rows of a norm: a row is read once into a float32 buffer, its moments are summed in an order that its width
+// alone fixes, then it is written: the same steps for every row, whatever stands beside it.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "half.h"
+#include "math_avx512.h"
+#include "math_portable.h"
+#include "norm.h"
+
+namespace embedmux {
+
+constexpr int kNormLanes = 16;
+constexpr int kNormChains = 4;  // sums that grow side by side: vector k of a row belongs to sum k % 4
+
+template <typename T>
+struct NormRows {
+  const T* x;
+  const T* residual;  // may be null
+  const float* weight;
+  const float* bias;  // may be null
+  T* out;
+  T* sum;  // may be null: x + residual, rounded
+  int64_t x_stride, residual_stride, width;
+  float eps;
+};
+
+// `buffer` holds width rounded up to 16 floats; its tail is the mean where the squares are summed, so that it adds 0.
+template <NormKind Kind, typename T>
+EMBEDMUX_INLINE void normalize_portable(const NormRows<T>& rows, int64_t index, float* buffer) {
+  const int64_t width = rows.width;
+  const int64_t padded = (width + kNormLanes - 1) / kNormLanes * kNormLanes;
+  const T* x = rows.x + index * rows.x_stride;
+  for (int64_t j = 0; j < width; ++j) buffer[j] = widen(x[j]);
+  if (rows.residual != nullptr) {
+    const T* residual = rows.residual + index * rows.residual_stride;
+    for (int64_t j = 0; j < width; ++j) buffer[j] += widen(residual[j]);
+  }
+  if (rows.sum != nullptr) {
+    for (int64_t j = 0; j < width; ++j) narrow(buffer[j], rows.sum + index * width + j);
+  }
+  for (int64_t j = width; j < padded; ++j) buffer[j] = 0.0F;
+
+  float mean = 0.0F;
+  if constexpr (Kind == NormKind::layer) {
+    float sums[kNormLanes] = {};
+    for (int64_t j = 0; j < padded; j += kNormLanes) {
+      for (int lane = 0; lane < kNormLanes; ++lane) sums[lane] += buffer[j + lane];
+    }
+    mean = sum_lanes(sums) / static_cast<float>(width);
+    for (int64_t j = width; j < padded; ++j) buffer[j] = mean;
+  }
+  float squares[kNormLanes] = {};
+  for (int64_t j = 0; j < padded; j += kNormLanes) {
+    for (int lane = 0; lane < kNormLanes; ++lane) {
+      const float distance = buffer[j + lane] - mean;
+      squares[lane] += distance * distance;
+    }
+  }
+  const float scale = 1.0F / std::sqrt(sum_lanes(squares) / static_cast<float>(width) + rows.eps);
+  T* out = rows.out + index * width;
+  if (rows.bias == nullptr) {
+    for (int64_t j = 0; j < width; ++j) narrow((buffer[j] - mean) * scale * rows.weight[j], out + j);
+  } else {
+    for (int64_t j = 0; j < width; ++j) narrow((buffer[j] - mean) * scale * rows.weight[j] + rows.bias[j], out + j);
+  }
+}
+
+template <NormKind Kind, typename T>
+void norm_baseline(const NormRows<T>& rows, int64_t begin, int64_t end, float* buffer) {
+  for (int64_t i = begin; i < end; ++i) normalize_portable<Kind>(rows, i, buffer);
+}
+
+#ifdef EMBEDMUX_X86
+template <NormKind Kind, typename T>
+EMBEDMUX_AVX2 void norm_avx2(const NormRows<T>& rows, int64_t begin, int64_t end, float* buffer) {
+  for (int64_t i = begin; i < end; ++i) normalize_portable<Kind>(rows, i, buffer);
+}
+
+EMBEDMUX_AVX512 inline float total(const __m512 (&sums)[kNormChains]) {
+  return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+}
+
+template <NormKind Kind, typename T>
+EMBEDMUX_AVX512 void norm_avx512(const NormRows<T>& rows, int64_t begin, int64_t end, float* buffer) {
+  constexpr int64_t kStep = kNormChains * kNormLanes;
+  const int64_t width = rows.width;
+  for (int64_t i = begin; i < end; ++i) {
+    const T* x = rows.x + i * rows.x_stride;
+    const T* residual = rows.residual == nullptr ? nullptr : rows.residual + i * rows.residual_stride;
+    T* sum = rows.sum == nullptr ? nullptr : rows.sum + i * width;
+    __m512 sums[kNormChains] = {};
+    __m512 squares[kNormChains] = {};
+    for (int64_t start = 0; start < width; start += kStep) {
+      for (int chain = 0; chain < kNormChains; ++chain) {
+        const int64_t j = start + chain * kNormLanes;
+        const __mmask16 lanes = first_lanes(width - j);
+        __m512 values = load_lanes(x + j, lanes);
+        if (residual != nullptr) values = _mm512_add_ps(values, load_lanes(residual + j, lanes));
+        if (sum != nullptr) store_lanes(sum + j, lanes, values);
+        _mm512_storeu_ps(buffer + j, values);
+        if constexpr (Kind == NormKind::layer) {
+          sums[chain] = _mm512_add_ps(sums[chain], values);
+        } else {
+          squares[chain] = _mm512_fmadd_ps(values, values, squares[chain]);
+        }
+      }
+    }
+    const __m512 mean = _mm512_set1_ps(total(sums) / static_cast<float>(width));
+    if constexpr (Kind == NormKind::layer) {
+      for (int64_t start = 0; start < width; start += kStep) {
+        for (int chain = 0; chain < kNormChains; ++chain) {
+          const int64_t j = start + chain * kNormLanes;
+          const __m512 distance = _mm512_maskz_sub_ps(first_lanes(width - j), _mm512_loadu_ps(buffer + j), mean);
+          squares[chain] = _mm512_fmadd_ps(distance, distance, squares[chain]);
+        }
+      }
+    }
+    const float variance = total(squares) / static_cast<float>(width);
+    const __m512 scale = _mm512_set1_ps(1.0F / std::sqrt(variance + rows.eps));
+    for (int64_t j = 0; j < width; j += kNormLanes) {
+      const __mmask16 lanes = first_lanes(width - j);
+      __m512 unit = _mm512_loadu_ps(buffer + j);
+      if constexpr (Kind == NormKind::layer) unit = _mm512_sub_ps(unit, mean);
+      unit = _mm512_mul_ps(unit, scale);
+      const __m512 weight = load_lanes(rows.weight + j, lanes);
+      const __m512 result = rows.bias == nullptr ? _mm512_mul_ps(unit, weight)
+                                                 : _mm512_fmadd_ps(unit, weight, load_lanes(rows.bias + j, lanes));
+      store_lanes(rows.out + i * width + j, lanes, result);
+    }
+  }
+}
+#endif
+
+template <NormKind Kind, typename T>
+void norm_rows(const NormRows<T>& rows, int64_t count) {
+  constexpr int64_t kElementsPerThread = 16384;  // below this the work is done before a second thread has woken up
+  auto kernel = norm_baseline<Kind, T>;
+#ifdef EMBEDMUX_X86
+  if (isa() >= Isa::avx512) {
+    kernel = norm_avx512<Kind, T>;
+  } else if (isa() >= Isa::avx2) {
+    kernel = norm_avx2<Kind, T>;
+  }
+#endif
+  at::parallel_for(0, count, std::max<int64_t>(1, kElementsPerThread / rows.width), [&](int64_t begin, int64_t end) {
+    std::vector<float> buffer(rows.width + kNormChains * kNormLanes);
+    kernel(rows, begin, end, buffer.data());
+  });
+}
+
+}  // namespace embedmux
