@@ -2,8 +2,8 @@
 
 Shape key: T tokens, H hidden size, n sequences, m of them to encode, D dimensions.
 
-hidden [T, H] float32, bfloat16 or float16, residual [T, H] of the same dtype or None, offsets [n + 1] int32 from 0 to T,
-rising: sequence s holds the rows offsets[s] .. offsets[s + 1] - 1, at least one. sequences [m] int32 names those to
+hidden [T, H] float32, bfloat16 or float16, residual [T, H] of the same dtype or None, offsets [n + 1] int32 from 0 to
+T, rising: sequence s holds the rows offsets[s] .. offsets[s + 1] - 1, at least one. sequences [m] int32 names those to
 encode, in this order (None: all), since the texts of one batch differ in dimensions, encodings and calibrations.
 -> (codes [m, width] in the dtype of the encoding, finite [m] bool).
 
@@ -12,8 +12,8 @@ In this order, in float32, nothing rounded before the end:
 1. hidden + residual, then the model's final norm over the whole row: "none", "layer" (LayerNorm, biased variance) or
    "rms" (RMSNorm: x / sqrt(mean(x²) + eps)). norm_weight [H] (None: 1) and, for "layer", norm_bias [H] (None: 0) are
    float32 or of hidden's dtype.
-2. pooling "mean", "cls" (the first row) or "last", cut to D = dimensions, 1 <= D <= H, and if ``normalize`` the division
-   by the Euclidean norm, as in ``pool_normalize``.
+2. pooling "mean", "cls" (the first row) or "last", cut to D = dimensions, 1 <= D <= H, and if ``normalize`` the
+   division by the Euclidean norm, as in ``pool_normalize``.
 3. encoding and ranges [2, D] float32 as in ``quantize_rows``, whose codes these are; binary ones have width
    ceil(D / 8), all others D.
 

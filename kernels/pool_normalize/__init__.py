@@ -2,8 +2,8 @@
 
 Shape key: T tokens, H hidden size, n sequences.
 
-hidden [T, H] float32, bfloat16 or float16, offsets [n + 1] int32 from 0 to T, rising: sequence s holds the rows offsets[s] ..
-offsets[s + 1] - 1, at least one -> [n, dimensions] float32 (float64 from float64, in the reference alone).
+hidden [T, H] float32, bfloat16 or float16, offsets [n + 1] int32 from 0 to T, rising: sequence s holds the rows
+offsets[s] .. offsets[s + 1] - 1, at least one -> [n, dimensions] float32 (float64 from float64, reference only).
 
 pooling is "mean", "cls" (the first row) or "last". 1 <= dimensions <= H. normalize divides by the Euclidean norm of the
 values kept; a zero vector stays zero (the divisor is at least 1e-12, as in torch.nn.functional.normalize).

@@ -67,3 +67,8 @@ BENCHMARK_CASES: tuple[Case, ...] = tuple(
         ("last_T2048", (112,) * 18 + (32,), "last"),
     )
 )
+COMPILE_CASES: tuple[Case, ...] = (
+    Case("H384_mean", torch.bfloat16, (32,) * 4, 384, "mean", 384),
+    Case("H1024_cut_last", torch.float16, (32,) * 4, 1024, "last", 256),
+    Case("H8192_mean", torch.float32, (32,) * 4, 8192, "mean", 8192),
+)

@@ -53,3 +53,8 @@ BENCHMARK_CASES: tuple[Case, ...] = tuple(
     for encoding in ENCODINGS[1:]
     for rows in (64, 1024)
 )
+COMPILE_CASES: tuple[Case, ...] = tuple(
+    Case(f"{encoding}_4x{dimensions}", torch.float32, 4, dimensions, encoding)
+    for encoding in ENCODINGS
+    for dimensions in (384, 4096)
+)
