@@ -14,6 +14,7 @@ from embedmux.kernels.lora_matmul import lora_matmul, pack_weight
 from embedmux.kernels.norm import add_layer_norm
 from embedmux.kernels.pool_encode import pool_encode
 from embedmux.kernels.pool_normalize import pool_normalize
+from embedmux.kernels.pq import pack_pq, pq_tables, pq_topk, quantize_pq
 from embedmux.kernels.pre_norm import pre_norm
 from embedmux.kernels.quantize_rows import quantize_rows
 from embedmux.kernels.rope import rope
@@ -28,6 +29,8 @@ ALL = (
     pool_normalize,
     pool_encode,
     quantize_rows,
+    quantize_pq,
+    pq_topk,
 )
 EXTENSION = "embedmux.kernels._C"
 
@@ -56,10 +59,14 @@ __all__ = [
     "cpu_isa",
     "gated_activation",
     "lora_matmul",
+    "pack_pq",
     "pack_weight",
     "pool_encode",
     "pool_normalize",
+    "pq_tables",
+    "pq_topk",
     "pre_norm",
+    "quantize_pq",
     "quantize_rows",
     "rope",
 ]
