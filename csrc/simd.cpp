@@ -32,11 +32,11 @@ Isa probe() {
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
     return Isa::avx2;
-  if (!__builtin_cpu_supports("avx512bf16")) return Isa::avx512;
-  // CPUID leaf 7: EDX bit 22 is amx-bf16, bit 24 is amx-tile. The compiler's probe does not know them everywhere.
+  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vnni")) return Isa::avx512;
+  // CPUID leaf 7: EDX bit 22 is amx-bf16, bit 24 amx-tile, bit 25 amx-int8. The compiler's probe does not know them everywhere.
   unsigned eax = 7, ebx = 0, ecx = 0, edx = 0;
   __asm__ volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
-  const bool has_amx = (edx >> 22 & 1) && (edx >> 24 & 1);
+  const bool has_amx = (edx >> 22 & 1) && (edx >> 24 & 1) && (edx >> 25 & 1);
   return has_amx && request_tiles() ? Isa::amx : Isa::avx512_bf16;
 #else
   return Isa::baseline;

@@ -14,14 +14,14 @@
 #define EMBEDMUX_X86 1
 #define EMBEDMUX_AVX2 __attribute__((target("avx2,fma,f16c")))
 #define EMBEDMUX_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")))
-#define EMBEDMUX_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")))
+#define EMBEDMUX_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma,f16c")))
 #define EMBEDMUX_AMX \
-  __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")))
+  __attribute__((target("amx-tile,amx-bf16,amx-int8,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")))
 #endif
 
 namespace embedmux {
 
-// Each level holds all levels below it.
+// Each level holds all levels below it; avx512_bf16 also stands for VNNI and amx for int8 tiles, which come with them.
 enum class Isa { baseline = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3, amx = 4 };
 
 // The widest set this processor and operating system give, or the cap of set_max_isa if that is lower.

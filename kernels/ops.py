@@ -11,6 +11,7 @@ import torch
 from embedmux.kernels.activation import gated_activation
 from embedmux.kernels.attention import attention
 from embedmux.kernels.lora_matmul import lora_matmul, pack_weight
+from embedmux.kernels.maxsim import maxsim
 from embedmux.kernels.norm import add_layer_norm
 from embedmux.kernels.pool_encode import pool_encode
 from embedmux.kernels.pool_normalize import pool_normalize
@@ -31,6 +32,7 @@ ALL = (
     quantize_rows,
     quantize_pq,
     pq_topk,
+    maxsim,
 )
 EXTENSION = "embedmux.kernels._C"
 
@@ -59,6 +61,7 @@ __all__ = [
     "cpu_isa",
     "gated_activation",
     "lora_matmul",
+    "maxsim",
     "pack_pq",
     "pack_weight",
     "pool_encode",
