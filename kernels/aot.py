@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import triton
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from embedmux.kernels import gpus, ops
@@ -88,10 +89,7 @@ def has_kernels(op: Op) -> bool:
 def case_calls(wanted: Iterable[Op] = ops.ALL) -> list[Call]:
     """The calls of the ops' COMPILE_CASES (else BENCHMARK_CASES)."""
     return [
-        Call(op, case.name, to_meta(cases_of(op).make_inputs(case, seed=0)))
-        for op in wanted
-        if has_kernels(op)
-        for case in compile_cases(op)
+        Call(op, case.name, meta_inputs(op, case)) for op in wanted if has_kernels(op) for case in compile_cases(op)
     ]
 
 
@@ -107,10 +105,28 @@ def compile_cases(op: Op) -> Sequence[Any]:
     return found
 
 
+def shapes_of(arguments: Sequence[Any]) -> str:
+    """A name for a call: the shapes of its first two tensors of two dimensions or more."""
+    tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor) and argument.dim() > 1]
+    return " ".join("x".join(map(str, tensor.shape)) for tensor in tensors[:2])
+
+
+def meta_inputs(op: Op, case: Any) -> tuple[Any, ...]:
+    """The arguments of a case on the meta device; without the memory and the random values where that can be had."""
+    make_inputs = cases_of(op).make_inputs
+    try:
+        with FakeTensorMode():
+            arguments = make_inputs(case, seed=0)
+    except (RuntimeError, TypeError, ValueError):  # it reads values
+        arguments = make_inputs(case, seed=0)
+    found: tuple[Any, ...] = to_meta(arguments)
+    return found
+
+
 def to_meta(value: Any) -> Any:
     """The same arguments with every tensor on the meta device."""
     if isinstance(value, torch.Tensor):
-        return value.to("meta")
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
     if isinstance(value, tuple | list):
         return type(value)(to_meta(item) for item in value)
     return value
@@ -122,13 +138,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
-        self.label = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Passes the call on."""
         name = func._schema.name.removeprefix(f"{NAMESPACE}::")
         if func.namespace == NAMESPACE and name in OPS and has_kernels(OPS[name]):
-            self.calls.append(Call(OPS[name], self.label, to_meta(tuple(args))))
+            self.calls.append(Call(OPS[name], shapes_of(args), to_meta(tuple(args))))
         return func(*args, **(kwargs or {}))
 
 
@@ -161,6 +176,9 @@ def compile_call(call: Call, target: int) -> Iterator[Kernel]:
     try:
         with compiling(target) as compiled:
             call.op.triton(*call.arguments)
+    except Exception as error:
+        error.add_note(f"while compiling {call.op.name} {call.name} for sm_{target}")
+        raise
     finally:
         triton.knobs.compilation.listener = before
     for kernel in compiled:

@@ -21,7 +21,12 @@ _compiled: list[Any] | None = None  # what `compiling` collects; None: run kerne
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """``kernel[grid](*arguments, **options)``; an empty grid launches nothing."""
+    """``kernel[grid](*arguments, **options)``; an empty grid launches nothing.
+
+    Multiply and add are fused, said here because Triton's default depends on its version and the environment, and so
+    would bits and the key in its cache.
+    """
+    options.setdefault("enable_fp_fusion", True)
     if _compiled is not None:
         _compiled.append(kernel.warmup(*arguments, grid=grid, **options))
     elif all(grid):

@@ -16,7 +16,8 @@ CHUNK_BYTES = 1 << 22
 class Checkpoint:
     """The tensors of a model folder, taken one by one; ``finish`` refuses what nobody took.
 
-    ``digest`` is the SHA-256 of the weight files in hex.
+    ``digest`` is the SHA-256 of the weight files in hex. On the meta device no file is opened, and ``take`` gives
+    tensors of shapes alone (dry_run.py).
     """
 
     def __init__(
@@ -24,7 +25,7 @@ class Checkpoint:
     ) -> None:
         self.folder = folder
         self.device = device
-        self._files = _weight_files(folder)
+        self._files = [] if device.type == "meta" else _weight_files(folder)
         self._where = {}
         for path in self._files:
             with safe_open(path, framework="pt") as tensors:
@@ -35,6 +36,8 @@ class Checkpoint:
 
     def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """One tensor as float32 on the device, of exactly this shape; raises ModelRejected naming it otherwise."""
+        if self.device.type == "meta":
+            return torch.empty(shape, device="meta")
         if name not in self._where:
             raise ModelRejected(f"model {self.folder.name!r}: tensor {name!r} is missing from its safetensors")
         path, stored = self._where.pop(name)

@@ -29,6 +29,11 @@ def bucket_sizes(max_tokens: int) -> list[int]:
     return [size for size in sizes if size < max_tokens] + [max_tokens]
 
 
+def bucket_shapes(max_tokens: int, max_texts: int, max_segments: int) -> list[tuple[int, int, int]]:
+    """(tokens, texts, segments) of every bucket: a text has a token at least, a segment a text."""
+    return [(size, min(size, max_texts), min(size, max_segments)) for size in bucket_sizes(max_tokens)]
+
+
 class GraphedBackbone:
     """Runs batches through captured graphs; a batch larger than the largest bucket runs uncaptured.
 
@@ -43,10 +48,9 @@ class GraphedBackbone:
         # One bucket's graph runs at a time, so all may use the same memory for what stands between the layers.
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self._buckets: list[tuple[Staging, Callable[[], torch.Tensor]]] = []
-        for size in reversed(bucket_sizes(max_tokens)):  # the largest first: its memory serves the others
-            staging = Staging(
-                max_tokens=size, max_texts=min(size, max_texts), max_segments=min(size, max_segments), device=device
-            )
+        # The largest first: its memory serves the others.
+        for tokens, texts, segments in reversed(bucket_shapes(max_tokens, max_texts, max_segments)):
+            staging = Staging(max_tokens=tokens, max_texts=texts, max_segments=segments, device=device)
             self._buckets.insert(0, (staging, self._capture(staging)))
         logger.info("captured %d CUDA graphs, up to %d tokens", len(self._buckets), max_tokens)
 

@@ -24,11 +24,13 @@ COMMANDS = {
     "adapters": ("embedmux.server.cli.adapters:app", "Check adapter folders; list, load and unload adapters."),
     "train": ("embedmux.training.command:train_command", "Train a task adapter."),
     "calibrate": ("embedmux.training.command:calibrate_command", "Measure int8 and uint8 ranges of a bare model."),
+    "kernels": ("embedmux.server.cli.kernels:app", "List the kernels; compile those for a GPU ahead of time."),
     "doctor": ("embedmux.server.cli.doctor:doctor", "Look at this installation, and at a server, and suggest fixes."),
 }
 # Which optional extra brings a package that only some commands need.
 EXTRAS = {
     "train": ("accelerate", "datasets", "peft", "pytrec_eval", "sentence_transformers", "sklearn", "transformers"),
+    "cuda": ("triton",),
     "parquet": ("pyarrow",),
     "hub": ("huggingface_hub",),
 }

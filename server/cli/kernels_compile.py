@@ -1,0 +1,92 @@
+"""``embedmux kernels compile``: Triton's cache filled before the first request, on a machine that needs no GPU."""
+
+import os
+import re
+import time
+from pathlib import Path
+
+import torch
+import triton
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from embedmux.kernels import aot, gpus, ops
+from embedmux.server.backbones.dry_run import forward_calls
+from embedmux.server.cli import console
+from embedmux.server.config import DTYPES
+from embedmux.server.models import find_model
+
+EVERY_TARGET = "all"
+NAMES = [f"sm_{capability}" for capability in gpus.TARGETS]
+
+
+def run(target: list[str], model: str | None, dtype: str, cache: Path | None) -> int:
+    """``embedmux kernels compile``: its exit code."""
+    targets = parse_targets(target)
+    if dtype not in (*DTYPES, "float16"):
+        raise console.WrongUsage(f"--dtype is {dtype!r}; it must be float32, bfloat16 or float16")
+    if triton.knobs.runtime.interpret:
+        raise console.WrongUsage("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled: unset it")
+    if cache is not None:
+        triton.knobs.cache.dir = str(cache.resolve())
+    calls = aot.case_calls() if model is None else model_calls(find_model(model), getattr(torch, dtype))
+    started = time.monotonic()
+    with progress_bar() as bar:
+        task = bar.add_task("compiling", total=len(calls) * len(targets))
+        kernels = aot.compile_calls(calls, targets, on_done=lambda: bar.advance(task))
+    show(kernels, time.monotonic() - started)
+    return 1 if any(kernel.faults for kernel in kernels) else 0
+
+
+def model_calls(folder: Path, dtype: torch.dtype) -> list[aot.Call]:
+    """What the model's forward pass calls, and of the ops outside of it (pooling, codes, search) production shapes."""
+    forward = forward_calls(folder, dtype)
+    inside = {call.op.name for call in forward}
+    return forward + aot.case_calls(op for op in ops.ALL if op.name not in inside)
+
+
+def parse_targets(words: list[str]) -> list[int]:
+    """sm_90 -> 90; every part for all."""
+    if EVERY_TARGET in words:
+        return list(gpus.TARGETS)
+    for word in words:
+        if word not in NAMES:
+            raise console.WrongUsage(f"--target is {word!r}; it must be one of {', '.join(NAMES)} or {EVERY_TARGET}")
+    return [int(re.sub(r"\D", "", word)) for word in dict.fromkeys(words)]
+
+
+def show(kernels: list[aot.Kernel], seconds: float) -> None:
+    """The table, the faults, and where the kernels are."""
+    screen = console.output()
+    table = Table("part", "op", "kernel", "registers", "shared", "occupancy", "tensor cores", "", header_style="bold")
+    for kernel in kernels:
+        table.add_row(
+            f"sm_{kernel.capability}",
+            kernel.op,
+            f"{kernel.name} ({kernel.call})",
+            str(kernel.registers),
+            f"{kernel.shared / gpus.KIB:.0f} KiB",
+            f"{kernel.occupancy:.0%}",
+            kernel.tensor_cores.partition(".")[0] or "-",
+            "found" if kernel.was_cached else "compiled",
+            style="bold red" if kernel.faults else None,
+        )
+    screen.print(table)
+    for kernel in kernels:
+        for fault in kernel.faults:
+            screen.print(f"sm_{kernel.capability} {kernel.op} {kernel.name} ({kernel.call}): {fault}", style="bold red")
+    found = sum(kernel.was_cached for kernel in kernels)
+    screen.print(
+        f"{len(kernels)} kernels in {triton.knobs.cache.dir}: {len(kernels) - found} compiled, {found} found there, "
+        f"{seconds:.0f} s",
+        soft_wrap=True,
+    )
+    if os.environ.get("TRITON_CACHE_DIR") != triton.knobs.cache.dir:
+        screen.print(f"the server finds them with TRITON_CACHE_DIR={triton.knobs.cache.dir}", soft_wrap=True)
+
+
+def progress_bar() -> Progress:
+    """Calls done and time gone, on stderr; nothing when nobody looks."""
+    target = console.messages()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=target, disable=not target.is_terminal, transient=True)
