@@ -1,6 +1,5 @@
 """``embedmux kernels compile``: Triton's cache filled before the first request, on a machine that needs no GPU."""
 
-import os
 import re
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from embedmux.server.config import DTYPES
 from embedmux.server.models import find_model
 
 EVERY_TARGET = "all"
+IN_BACKBONES = {"lora_matmul", "attention", "add_layer_norm", "pre_norm", "rope", "gated_activation"}
 NAMES = [f"sm_{capability}" for capability in gpus.TARGETS]
 
 
@@ -27,6 +27,7 @@ def run(target: list[str], model: str | None, dtype: str, cache: Path | None) ->
         raise console.WrongUsage(f"--dtype is {dtype!r}; it must be float32, bfloat16 or float16")
     if triton.knobs.runtime.interpret:
         raise console.WrongUsage("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled: unset it")
+    usual_cache = triton.knobs.cache.dir
     if cache is not None:
         triton.knobs.cache.dir = str(cache.resolve())
     calls = aot.case_calls() if model is None else model_calls(find_model(model), getattr(torch, dtype))
@@ -35,14 +36,15 @@ def run(target: list[str], model: str | None, dtype: str, cache: Path | None) ->
         task = bar.add_task("compiling", total=len(calls) * len(targets))
         kernels = aot.compile_calls(calls, targets, on_done=lambda: bar.advance(task))
     show(kernels, time.monotonic() - started)
+    if triton.knobs.cache.dir != usual_cache:
+        found = f"the server finds them with TRITON_CACHE_DIR={triton.knobs.cache.dir}"
+        console.output().print(found, soft_wrap=True)
     return 1 if any(kernel.faults for kernel in kernels) else 0
 
 
 def model_calls(folder: Path, dtype: torch.dtype) -> list[aot.Call]:
-    """What the model's forward pass calls, and of the ops outside of it (pooling, codes, search) production shapes."""
-    forward = forward_calls(folder, dtype)
-    inside = {call.op.name for call in forward}
-    return forward + aot.case_calls(op for op in ops.ALL if op.name not in inside)
+    """What the model's forward pass calls, and production shapes of what comes after it: pooling, codes, search."""
+    return forward_calls(folder, dtype) + aot.case_calls(op for op in ops.ALL if op.name not in IN_BACKBONES)
 
 
 def parse_targets(words: list[str]) -> list[int]:
@@ -81,8 +83,6 @@ def show(kernels: list[aot.Kernel], seconds: float) -> None:
         f"{seconds:.0f} s",
         soft_wrap=True,
     )
-    if os.environ.get("TRITON_CACHE_DIR") != triton.knobs.cache.dir:
-        screen.print(f"the server finds them with TRITON_CACHE_DIR={triton.knobs.cache.dir}", soft_wrap=True)
 
 
 def progress_bar() -> Progress:
