@@ -11,8 +11,9 @@ from rich.table import Table
 
 from embedmux.kernels import aot, gpus, ops
 from embedmux.server.backbones.dry_run import forward_calls
+from embedmux.server.batching.graphs import bucket_shapes
 from embedmux.server.cli import console
-from embedmux.server.config import DTYPES
+from embedmux.server.config import DTYPES, EngineConfig
 from embedmux.server.models import find_model
 
 EVERY_TARGET = "all"
@@ -44,7 +45,12 @@ def run(target: list[str], model: str | None, dtype: str, cache: Path | None) ->
 
 def model_calls(folder: Path, dtype: torch.dtype) -> list[aot.Call]:
     """What the model's forward pass calls, and production shapes of what comes after it: pooling, codes, search."""
-    return forward_calls(folder, dtype) + aot.case_calls(op for op in ops.ALL if op.name not in IN_BACKBONES)
+    engine = EngineConfig()
+    buckets = bucket_shapes(engine.max_batch_tokens, engine.max_batch_texts, engine.max_adapters + 1)
+    sizes = {(texts, segments): (tokens, texts, segments) for tokens, texts, segments in buckets}
+    return forward_calls(folder, dtype, sizes.values()) + aot.case_calls(
+        op for op in ops.ALL if op.name not in IN_BACKBONES
+    )
 
 
 def parse_targets(words: list[str]) -> list[int]:
