@@ -2,12 +2,11 @@
 
 from collections import defaultdict
 
-import numpy as np
 import torch
 
 from embedmux.kernels import ops
 from embedmux.server.errors import EngineFailure
-from embedmux.server.records import Calibration, Encoding, OutputSpec, Pooling
+from embedmux.server.records import Calibration, OutputSpec, Pooling
 
 
 def encode_rows(
@@ -15,38 +14,38 @@ def encode_rows(
     offsets: torch.Tensor,
     specs: list[tuple[OutputSpec, Calibration | None]],
     pooling: Pooling,
-) -> list[np.ndarray]:
-    """One little-endian uint8 row per sequence.
+) -> list[bytes | EngineFailure]:
+    """One little-endian row of bytes per sequence, or why it has none: its vector is not finite.
 
-    states [T, hidden], offsets [n + 1] int32, specs [n]: what each sequence's vector becomes. Rows are pooled once per
-    size and encoded once per encoding and calibration; neither depends on the other rows.
+    states [T, hidden], offsets [n + 1] int32, specs [n]: what each sequence's vector becomes. Sequences that share
+    size, encoding and calibration are encoded in one call; no row depends on the others.
     """
-    rows: list[np.ndarray] = [np.empty(0, dtype=np.uint8)] * len(specs)
-    by_size: dict[int, list[int]] = defaultdict(list)
-    for index, (spec, _) in enumerate(specs):
-        by_size[spec.dimensions].append(index)
-    for dimensions, members in by_size.items():
-        vectors = ops.pool_normalize.handle(states, offsets, pooling.value, dimensions, True)
-        by_code: dict[tuple[Encoding, str], list[int]] = defaultdict(list)
-        for index in members:
-            spec, calibration = specs[index]
-            by_code[spec.encoding, calibration.id if calibration else ""].append(index)
-        for (encoding, _), sharing in by_code.items():
-            chosen = vectors if len(sharing) == len(specs) else vectors[sharing]
-            calibration = specs[sharing[0]][1]
-            packed = _encode(chosen, encoding, calibration)
-            for index, row in zip(sharing, packed, strict=True):
-                rows[index] = row
+    groups: dict[tuple[OutputSpec, str], list[int]] = defaultdict(list)
+    for index, (spec, calibration) in enumerate(specs):
+        groups[spec, calibration.id if calibration else ""].append(index)
+    on_cuda, found = offsets.is_cuda, []
+    for (spec, _), members in groups.items():
+        calibration = specs[members[0]][1]
+        chosen = None
+        if len(groups) > 1:
+            chosen = torch.tensor(members, dtype=torch.int32, pin_memory=on_cuda).to(offsets.device, non_blocking=True)
+        found += ops.pool_encode.handle(
+            states, None, None, None, 0.0, "none", offsets, chosen, pooling.value, spec.dimensions, True,
+            spec.encoding.value, calibration.ranges if calibration else None,
+        )  # fmt: skip
+    on_host = iter(_fetch(found))
+    rows: list[bytes | EngineFailure] = [b""] * len(specs)
+    for members, codes, finite in zip(groups.values(), on_host, on_host, strict=True):
+        packed = codes.view(torch.uint8).numpy()
+        for index, row, is_finite in zip(members, packed, finite.tolist(), strict=True):
+            rows[index] = row.tobytes() if is_finite else EngineFailure("the model gave a vector that is not finite")
     return rows
 
 
-def _encode(vectors: torch.Tensor, encoding: Encoding, calibration: Calibration | None) -> np.ndarray:
-    """vectors [n, dimensions] float32 -> uint8 [n, row_bytes]; refuses what is not finite."""
-    if not bool(torch.isfinite(vectors).all()):
-        raise EngineFailure("the model gave a vector that is not finite")
-    if encoding is Encoding.FLOAT32:
-        codes = vectors.contiguous()
-    else:
-        codes = ops.quantize_rows.handle(vectors, encoding.value, calibration.ranges if calibration else None)
-    packed: np.ndarray = codes.cpu().view(torch.uint8).numpy()
-    return packed
+def _fetch(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The tensors on the host: on CUDA the one wait of a batch, for all its copies together."""
+    if not tensors[0].is_cuda:
+        return tensors
+    copies = [torch.empty_like(t, device="cpu", pin_memory=True).copy_(t, non_blocking=True) for t in tensors]
+    torch.cuda.current_stream(tensors[0].device).synchronize()
+    return copies

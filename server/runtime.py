@@ -17,7 +17,7 @@ from embedmux.server.batching.graphs import GraphedBackbone
 from embedmux.server.batching.pack import pack
 from embedmux.server.batching.scheduler import Scheduler
 from embedmux.server.config import EngineConfig
-from embedmux.server.errors import AdapterRejected, ModelRejected
+from embedmux.server.errors import AdapterRejected, EngineFailure, ModelRejected
 from embedmux.server.facts import AdapterInfo, ModelInfo
 from embedmux.server.models import find_model
 from embedmux.server.outputs import encode_rows
@@ -114,8 +114,8 @@ class Runtime:
         )
 
     @torch.inference_mode()
-    def _compute(self, sequences: list[Sequence]) -> list[bytes]:
-        """Sequences in batch order -> one row of bytes each; runs on the device thread."""
+    def _compute(self, sequences: list[Sequence]) -> list[bytes | EngineFailure]:
+        """Sequences in batch order -> one row of bytes, or its own error, each; runs on the device thread."""
         layout = pack(sequences)
         if self._graphs is not None:
             states, batch = self._graphs(layout)
@@ -128,7 +128,7 @@ class Runtime:
             output, handle = sequence.job.output, int(sequence.job.adapters[sequence.index])
             calibrated = output.encoding.is_calibrated
             specs.append((output, self.registry.calibration(handle, output.dimensions) if calibrated else None))
-        return [row.tobytes() for row in encode_rows(states, offsets, specs, self.spec.pooling)]
+        return encode_rows(states, offsets, specs, self.spec.pooling)
 
 
 def _check_kernels(config: EngineConfig) -> None:

@@ -18,8 +18,8 @@ MAX_WIDTH = 8192
 LARGEST_FLOAT = tl.constexpr(3.4028234663852886e38)
 
 
-@triton.jit
-def normed_tile(values, is_there, width, eps, NORM: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def normed_tile(values, is_there, width, eps, NORM: tl.constexpr):  # type: ignore[no-untyped-def]
     """values [TOKENS, BLOCK], zero where not ``is_there``, after the norm without its weight and bias."""
     if NORM == "layer":
         mean = tl.sum(values, 1) / width
@@ -28,8 +28,8 @@ def normed_tile(values, is_there, width, eps, NORM: tl.constexpr):
     return tl.where(is_there, values * scale[:, None], 0.0)
 
 
-@triton.jit(do_not_specialize=["sequence_count"])
-def pool_encode_kernel(
+@triton.jit(do_not_specialize=["sequence_count"])  # type: ignore[untyped-decorator]
+def pool_encode_kernel(  # type: ignore[no-untyped-def]
     hidden, residual, weight, bias, eps, offsets, sequences, sequence_count, codes, finite, ranges,
     width, dimensions, codes_width, hidden_stride, residual_stride,
     NORM: tl.constexpr, POOLING: tl.constexpr, NORMALIZE: tl.constexpr, ENCODING: tl.constexpr,

@@ -58,6 +58,7 @@ CASES: tuple[Case, ...] = tuple(
     for dtype in (torch.float32, torch.bfloat16, torch.float16)
     for case in _SHAPES
 )
+TRITON_CASES: tuple[Case, ...] = tuple(case for case in CASES if len(case.lengths) < 100)
 BENCHMARK_CASES: tuple[Case, ...] = tuple(
     Case(f"{name}_{str(dtype).removeprefix('torch.')}", dtype, lengths, 384, pooling, 384)
     for dtype in (torch.float32, torch.bfloat16)

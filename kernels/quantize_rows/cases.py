@@ -48,6 +48,7 @@ CASES: tuple[Case, ...] = tuple(
     for encoding in ENCODINGS
     for rows, dimensions in _SIZES
 )
+TRITON_CASES: tuple[Case, ...] = tuple(case for case in CASES if case.rows < 60)
 BENCHMARK_CASES: tuple[Case, ...] = tuple(
     Case(f"{encoding}_{rows}x384", torch.float32, rows, 384, encoding)
     for encoding in ENCODINGS[1:]

@@ -11,8 +11,10 @@ from embedmux.kernels.quantize_rows import DTYPES, check_rows, codes_width
 MAX_BLOCK = 1024
 
 
-@triton.jit
-def store_codes(values, columns, first, dimensions, codes, ranges, ENCODING: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def store_codes(  # type: ignore[no-untyped-def]
+    values, columns, first, dimensions, codes, ranges, ENCODING: tl.constexpr, BLOCK: tl.constexpr
+):
     """Writes the codes of values [BLOCK], which stand at columns = first + 0 .. BLOCK - 1 of the row at ``codes``.
 
     ENCODING is one of DTYPES; ``first`` is a multiple of 8, and values behind ``dimensions`` are zero.
@@ -40,8 +42,10 @@ def store_codes(values, columns, first, dimensions, codes, ranges, ENCODING: tl.
         tl.store(codes + columns, values.to(codes.dtype.element_ty), mask=is_there)
 
 
-@triton.jit
-def quantize_kernel(rows, codes, ranges, dimensions, width, ENCODING: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def quantize_kernel(  # type: ignore[no-untyped-def]
+    rows, codes, ranges, dimensions, width, ENCODING: tl.constexpr, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * BLOCK
     columns = first + tl.arange(0, BLOCK)

@@ -7,7 +7,7 @@ accepted job is answered: texts end with their bytes in ``job.out`` or an entry 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from embedmux.server.batching.pack import order
@@ -25,8 +25,8 @@ from embedmux.server.records import EngineJob, Sequence
 logger = logging.getLogger(__name__)
 
 Done = Callable[[EngineJob], None]
-# Computes sequences, in this order, into one row of bytes for each.
-Compute = Callable[[list[Sequence]], list[bytes]]
+# Computes sequences, in this order, into one row of bytes for each, or the error of that text alone.
+Compute = Callable[[list[Sequence]], Collection[bytes | EmbedmuxError]]
 
 
 class Leases(Protocol):
@@ -130,6 +130,10 @@ class Engine:
         rate = num_tokens / max(1e-6, time.monotonic() - started)
         self._tokens_per_second += 0.1 * (rate - self._tokens_per_second)
         for sequence, row in zip(batch, rows, strict=True):
+            if isinstance(row, EmbedmuxError):
+                logger.error("a text of %d tokens failed: %s", sequence.num_tokens, row)
+                self._fail([sequence], row)
+                continue
             start = sequence.index * len(row)
             sequence.job.out[start : start + len(row)] = row
             self._finish(sequence)

@@ -8,6 +8,7 @@ import numpy as np
 
 from embedmux.server.batching.engine import Engine
 from embedmux.server.batching.scheduler import Scheduler
+from embedmux.server.errors import EmbedmuxError, EngineFailure
 from embedmux.server.records import BASE_MODEL, Encoding, EngineJob, OutputSpec, Sequence
 
 NUM_JOBS = 3000
@@ -62,3 +63,25 @@ def test_a_job_that_is_done_before_submit_returns_is_answered_once() -> None:
     assert all_answered.wait(30)
     assert engine.close(timeout_s=30)
     assert set(answers.values()) == {1}
+
+
+def test_a_text_with_an_error_of_its_own_fails_alone_and_in_one_computation() -> None:
+    calls = []
+
+    def compute_but_one(sequences: list[Sequence]) -> list[bytes | EmbedmuxError]:
+        calls.append(len(sequences))
+        return [EngineFailure("not finite") if sequence.index == 1 else b"\7" for sequence in sequences]
+
+    answered = threading.Event()
+    engine = Engine(
+        compute_but_one, NoLeases(), Scheduler(max_batch_tokens=64, max_batch_texts=64, max_queue_tokens=64)
+    )
+    job = make_job(1)
+    job.token_ids, job.offsets = np.zeros(3, np.int32), np.arange(4, dtype=np.int32)
+    job.adapters, job.out = np.full(3, BASE_MODEL, np.int32), memoryview(bytearray(3))
+    engine.submit(job, lambda _: answered.set())
+    assert answered.wait(30)
+    assert engine.close(timeout_s=30)
+    assert {index: str(error) for index, error in job.errors.items()} == {1: "not finite"}
+    assert bytes(job.out) == b"\7\0\7"
+    assert calls == [3]
