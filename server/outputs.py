@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 
+import numpy as np
 import torch
 
 from embedmux.kernels import ops
@@ -14,8 +15,8 @@ def encode_rows(
     offsets: torch.Tensor,
     specs: list[tuple[OutputSpec, Calibration | None]],
     pooling: Pooling,
-) -> list[bytes | EngineFailure]:
-    """One little-endian row of bytes per sequence, or why it has none: its vector is not finite.
+) -> list[np.ndarray | EngineFailure]:
+    """One little-endian uint8 row per sequence, or why it has none: its vector is not finite.
 
     states [T, hidden], offsets [n + 1] int32, specs [n]: what each sequence's vector becomes. Sequences that share
     size, encoding and calibration are encoded in one call; no row depends on the others.
@@ -34,11 +35,11 @@ def encode_rows(
             spec.encoding.value, calibration.ranges if calibration else None,
         )  # fmt: skip
     on_host = iter(_fetch(found))
-    rows: list[bytes | EngineFailure] = [b""] * len(specs)
+    rows: list[np.ndarray | EngineFailure] = [np.empty(0, dtype=np.uint8)] * len(specs)
     for members, codes, finite in zip(groups.values(), on_host, on_host, strict=True):
         packed = codes.view(torch.uint8).numpy()
         for index, row, is_finite in zip(members, packed, finite.tolist(), strict=True):
-            rows[index] = row.tobytes() if is_finite else EngineFailure("the model gave a vector that is not finite")
+            rows[index] = row if is_finite else EngineFailure("the model gave a vector that is not finite")
     return rows
 
 

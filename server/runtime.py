@@ -128,7 +128,8 @@ class Runtime:
             output, handle = sequence.job.output, int(sequence.job.adapters[sequence.index])
             calibrated = output.encoding.is_calibrated
             specs.append((output, self.registry.calibration(handle, output.dimensions) if calibrated else None))
-        return encode_rows(states, offsets, specs, self.spec.pooling)
+        rows = encode_rows(states, offsets, specs, self.spec.pooling)
+        return [row if isinstance(row, EngineFailure) else row.tobytes() for row in rows]
 
 
 def _check_kernels(config: EngineConfig) -> None:
