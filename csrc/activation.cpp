@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "activations.h"
-#include "float16_lanes.h"
+#include "elements.h"
 #include "lora_vector.h"
 #include "simd.h"
 #include "tensors.h"
@@ -62,31 +62,24 @@ void gate_baseline(const Gated<T>& call, int64_t begin, int64_t end) {
   gate_rows<4, G>(call, begin, end);
 }
 
-template <Gate G, typename T>
-void run(const at::Tensor& x, const at::Tensor& out) {
-  auto kernel = gate_baseline<G, T>;
+template <Gate G, typename T, Isa Level>
+constexpr auto kernel_for() {
 #ifdef EMBEDMUX_X86
-  if (isa() >= Isa::avx512) {
-    kernel = gate_avx512<G, T>;
-  } else if (isa() >= Isa::avx2) {
-    kernel = gate_avx2<G, T>;
-  }
+  if constexpr (Level == Isa::avx512) return gate_avx512<G, T>;
+  if constexpr (Level == Isa::avx2) return gate_avx2<G, T>;
 #endif
-  const Gated<T> call{static_cast<const T*>(x.const_data_ptr()), static_cast<T*>(out.mutable_data_ptr()), x.stride(0),
-                      out.size(1)};
-  const int64_t grain = std::max<int64_t>(1, kElementsPerThread / out.size(1));
-  at::parallel_for(0, x.size(0), grain, [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
+  if constexpr (Level == Isa::baseline) return gate_baseline<G, T>;
 }
 
 template <Gate G>
 void run(const at::Tensor& x, const at::Tensor& out) {
-  if (x.scalar_type() == at::kFloat) {
-    run<G, float>(x, out);
-  } else if (x.scalar_type() == at::kBFloat16) {
-    run<G, BFloat16Bits>(x, out);
-  } else {
-    run<G, Float16>(x, out);
-  }
+  choose_kernel(x.scalar_type(), [&]<typename T, Isa Level>() {
+    const Gated<T> call{static_cast<const T*>(x.const_data_ptr()), static_cast<T*>(out.mutable_data_ptr()), x.stride(0),
+                        out.size(1)};
+    constexpr auto kernel = kernel_for<G, T, Level>();
+    const int64_t grain = std::max<int64_t>(1, kElementsPerThread / out.size(1));
+    at::parallel_for(0, x.size(0), grain, [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
+  });
 }
 
 at::Tensor gated_activation_cpu(const at::Tensor& x, c10::string_view kind) {

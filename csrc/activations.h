@@ -7,8 +7,8 @@
 namespace embedmux {
 
 // e^x with a relative error below 2e-7: x = n ln 2 + r, ln 2 in two parts of which the first times n is exact; e^r by a
-// polynomial fitted on |r| <= ln 2 / 2 (Lawson's iteration, relative). Infinity above 88, at least 1e-38 below -87; the
-// result for a NaN is not defined, which x / (1 + e^-x) forgives.
+// polynomial fitted on |r| <= ln 2 / 2 (Lawson's iteration, relative). x is held between -87 and
+// 87, which x / (1 + e^-x) cannot tell from its limits; it forgives, too, that the result for a NaN is not defined.
 template <int W>
 EMBEDMUX_INLINE typename Lanes<W>::Float exp_lanes(const typename Lanes<W>::Float& x) {
   typedef typename Lanes<W>::Float Float;
@@ -17,15 +17,14 @@ EMBEDMUX_INLINE typename Lanes<W>::Float exp_lanes(const typename Lanes<W>::Floa
   constexpr float kPowers[] = {1.38145406e-03f, 8.36874545e-03f, 4.16683890e-02f, 1.66665211e-01f, 4.99999940e-01f};
   const Float zero = {};
   const Float low = x < -87.0f ? zero - 87.0f : x;
-  const Float inside = low > 88.0f ? zero + 88.0f : low;
+  const Float inside = low > 87.0f ? zero + 87.0f : low;
   const Float shifted = inside * 1.44269504f + kRounder;
   const Float whole = shifted - kRounder;
   const Float rest = inside - whole * 0.693359375f - whole * -2.12194440e-4f;
   Float value = rest * 0.0f + kPowers[0];
   for (int power = 1; power < 5; ++power) value = value * rest + kPowers[power];
   value = (value * rest + 1.0f) * rest + 1.0f;
-  Word bits = reinterpret_cast<Word>(value) + (reinterpret_cast<Word>(shifted) << 23);
-  return x > 88.0f ? zero + __builtin_inff() : reinterpret_cast<Float>(bits);
+  return reinterpret_cast<Float>(reinterpret_cast<Word>(value) + (reinterpret_cast<Word>(shifted) << 23));
 }
 
 // x σ(steepness · x) for silu, where both arguments are x; gelu_tanh has another second argument.

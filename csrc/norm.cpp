@@ -19,25 +19,20 @@ at::Tensor wide_vector(const at::Tensor& tensor, const char* name, const at::Ten
 }
 
 template <typename T>
-void run(const NormTensors& tensors, double eps, NormKind kind) {
-  const auto rows_of = [](const at::Tensor& tensor) {
+NormRows<T> rows_of(const NormTensors& tensors, double eps) {
+  const auto read = [](const at::Tensor& tensor) {
     return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
   };
-  const NormRows<T> rows{rows_of(tensors.x),
-                         rows_of(tensors.residual),
-                         tensors.weight.const_data_ptr<float>(),
-                         tensors.bias.defined() ? tensors.bias.const_data_ptr<float>() : nullptr,
-                         static_cast<T*>(tensors.out.mutable_data_ptr()),
-                         tensors.sum.defined() ? static_cast<T*>(tensors.sum.mutable_data_ptr()) : nullptr,
-                         tensors.x.stride(0),
-                         tensors.residual.defined() ? tensors.residual.stride(0) : 0,
-                         tensors.x.size(1),
-                         static_cast<float>(eps)};
-  if (kind == NormKind::layer) {
-    norm_rows<NormKind::layer>(rows, tensors.x.size(0));
-  } else {
-    norm_rows<NormKind::rms>(rows, tensors.x.size(0));
-  }
+  return {read(tensors.x),
+          read(tensors.residual),
+          tensors.weight.const_data_ptr<float>(),
+          tensors.bias.defined() ? tensors.bias.const_data_ptr<float>() : nullptr,
+          static_cast<T*>(tensors.out.mutable_data_ptr()),
+          tensors.sum.defined() ? static_cast<T*>(tensors.sum.mutable_data_ptr()) : nullptr,
+          tensors.x.stride(0),
+          tensors.residual.defined() ? tensors.residual.stride(0) : 0,
+          tensors.x.size(1),
+          static_cast<float>(eps)};
 }
 
 at::Tensor add_layer_norm_cpu(const at::Tensor& x, const std::optional<at::Tensor>& residual, const at::Tensor& weight,
@@ -74,13 +69,14 @@ NormTensors check_norm(const at::Tensor& x, const std::optional<at::Tensor>& res
 }
 
 void run_norm(const NormTensors& tensors, double eps, NormKind kind) {
-  if (tensors.x.scalar_type() == at::kFloat) {
-    run<float>(tensors, eps, kind);
-  } else if (tensors.x.scalar_type() == at::kBFloat16) {
-    run<uint16_t>(tensors, eps, kind);
-  } else {
-    run<Float16>(tensors, eps, kind);
-  }
+  choose_kernel(tensors.x.scalar_type(), [&]<typename T, Isa Level>() {
+    const NormRows<T> rows = rows_of<T>(tensors, eps);
+    if (kind == NormKind::layer) {
+      norm_rows<NormKind::layer, T, Level>(rows, tensors.x.size(0));
+    } else {
+      norm_rows<NormKind::rms, T, Level>(rows, tensors.x.size(0));
+    }
+  });
 }
 
 }  // namespace embedmux

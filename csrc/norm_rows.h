@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "elements.h"
 #include "half.h"
 #include "math_avx512.h"
 #include "math_portable.h"
@@ -27,6 +28,9 @@ struct NormRows {
   int64_t x_stride, residual_stride, width;
   float eps;
 };
+
+EMBEDMUX_INLINE float widen(BFloat16Bits value) { return widen(value.bits); }
+EMBEDMUX_INLINE void narrow(float value, BFloat16Bits* out) { narrow(value, &out->bits); }
 
 // `buffer` holds width rounded up to 16 floats; its tail is the mean where the squares are summed, so that it adds 0.
 template <NormKind Kind, typename T>
@@ -84,68 +88,79 @@ EMBEDMUX_AVX512 inline float total(const __m512 (&sums)[kNormChains]) {
   return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
 }
 
-template <NormKind Kind, typename T>
-EMBEDMUX_AVX512 void norm_avx512(const NormRows<T>& rows, int64_t begin, int64_t end, float* buffer) {
+// Whole: the width is a multiple of 64, as in models, and no vector needs a mask.
+template <NormKind Kind, bool Whole, typename T>
+EMBEDMUX_AVX512 inline void normalize_avx512(const NormRows<T>& rows, int64_t index, float* buffer) {
   constexpr int64_t kStep = kNormChains * kNormLanes;
   const int64_t width = rows.width;
-  for (int64_t i = begin; i < end; ++i) {
-    const T* x = rows.x + i * rows.x_stride;
-    const T* residual = rows.residual == nullptr ? nullptr : rows.residual + i * rows.residual_stride;
-    T* sum = rows.sum == nullptr ? nullptr : rows.sum + i * width;
-    __m512 sums[kNormChains] = {};
-    __m512 squares[kNormChains] = {};
+  const auto lanes_at = [width](int64_t j) { return Whole ? first_lanes(kNormLanes) : first_lanes(width - j); };
+  const T* x = rows.x + index * rows.x_stride;
+  const T* residual = rows.residual == nullptr ? nullptr : rows.residual + index * rows.residual_stride;
+  T* sum = rows.sum == nullptr ? nullptr : rows.sum + index * width;
+  __m512 sums[kNormChains] = {};
+  __m512 squares[kNormChains] = {};
+  for (int64_t start = 0; start < width; start += kStep) {
+    for (int chain = 0; chain < kNormChains; ++chain) {
+      const int64_t j = start + chain * kNormLanes;
+      const __mmask16 lanes = lanes_at(j);
+      __m512 values = load_lanes(x + j, lanes);
+      if (residual != nullptr) values = _mm512_add_ps(values, load_lanes(residual + j, lanes));
+      if (sum != nullptr) store_lanes(sum + j, lanes, values);
+      _mm512_storeu_ps(buffer + j, values);
+      if constexpr (Kind == NormKind::layer) {
+        sums[chain] = _mm512_add_ps(sums[chain], values);
+      } else {
+        squares[chain] = _mm512_fmadd_ps(values, values, squares[chain]);
+      }
+    }
+  }
+  const __m512 mean = _mm512_set1_ps(total(sums) / static_cast<float>(width));
+  if constexpr (Kind == NormKind::layer) {
     for (int64_t start = 0; start < width; start += kStep) {
       for (int chain = 0; chain < kNormChains; ++chain) {
         const int64_t j = start + chain * kNormLanes;
-        const __mmask16 lanes = first_lanes(width - j);
-        __m512 values = load_lanes(x + j, lanes);
-        if (residual != nullptr) values = _mm512_add_ps(values, load_lanes(residual + j, lanes));
-        if (sum != nullptr) store_lanes(sum + j, lanes, values);
-        _mm512_storeu_ps(buffer + j, values);
-        if constexpr (Kind == NormKind::layer) {
-          sums[chain] = _mm512_add_ps(sums[chain], values);
-        } else {
-          squares[chain] = _mm512_fmadd_ps(values, values, squares[chain]);
-        }
+        const __m512 distance = _mm512_maskz_sub_ps(lanes_at(j), _mm512_loadu_ps(buffer + j), mean);
+        squares[chain] = _mm512_fmadd_ps(distance, distance, squares[chain]);
       }
     }
-    const __m512 mean = _mm512_set1_ps(total(sums) / static_cast<float>(width));
-    if constexpr (Kind == NormKind::layer) {
-      for (int64_t start = 0; start < width; start += kStep) {
-        for (int chain = 0; chain < kNormChains; ++chain) {
-          const int64_t j = start + chain * kNormLanes;
-          const __m512 distance = _mm512_maskz_sub_ps(first_lanes(width - j), _mm512_loadu_ps(buffer + j), mean);
-          squares[chain] = _mm512_fmadd_ps(distance, distance, squares[chain]);
-        }
-      }
-    }
-    const float variance = total(squares) / static_cast<float>(width);
-    const __m512 scale = _mm512_set1_ps(1.0F / std::sqrt(variance + rows.eps));
-    for (int64_t j = 0; j < width; j += kNormLanes) {
-      const __mmask16 lanes = first_lanes(width - j);
-      __m512 unit = _mm512_loadu_ps(buffer + j);
-      if constexpr (Kind == NormKind::layer) unit = _mm512_sub_ps(unit, mean);
-      unit = _mm512_mul_ps(unit, scale);
-      const __m512 weight = load_lanes(rows.weight + j, lanes);
-      const __m512 result = rows.bias == nullptr ? _mm512_mul_ps(unit, weight)
-                                                 : _mm512_fmadd_ps(unit, weight, load_lanes(rows.bias + j, lanes));
-      store_lanes(rows.out + i * width + j, lanes, result);
-    }
+  }
+  const float variance = total(squares) / static_cast<float>(width);
+  const __m512 scale = _mm512_set1_ps(1.0F / std::sqrt(variance + rows.eps));
+  for (int64_t j = 0; j < width; j += kNormLanes) {
+    const __mmask16 lanes = lanes_at(j);
+    __m512 unit = _mm512_loadu_ps(buffer + j);
+    if constexpr (Kind == NormKind::layer) unit = _mm512_sub_ps(unit, mean);
+    unit = _mm512_mul_ps(unit, scale);
+    const __m512 weight = load_lanes(rows.weight + j, lanes);
+    const __m512 result = rows.bias == nullptr ? _mm512_mul_ps(unit, weight)
+                                               : _mm512_fmadd_ps(unit, weight, load_lanes(rows.bias + j, lanes));
+    store_lanes(rows.out + index * width + j, lanes, result);
+  }
+}
+
+template <NormKind Kind, typename T>
+EMBEDMUX_AVX512 void norm_avx512(const NormRows<T>& rows, int64_t begin, int64_t end, float* buffer) {
+  if (rows.width % (kNormChains * kNormLanes) == 0) {
+    for (int64_t i = begin; i < end; ++i) normalize_avx512<Kind, true>(rows, i, buffer);
+  } else {
+    for (int64_t i = begin; i < end; ++i) normalize_avx512<Kind, false>(rows, i, buffer);
   }
 }
 #endif
 
-template <NormKind Kind, typename T>
+template <NormKind Kind, typename T, Isa Level>
+constexpr auto norm_kernel() {
+#ifdef EMBEDMUX_X86
+  if constexpr (Level == Isa::avx512) return norm_avx512<Kind, T>;
+  if constexpr (Level == Isa::avx2) return norm_avx2<Kind, T>;
+#endif
+  if constexpr (Level == Isa::baseline) return norm_baseline<Kind, T>;
+}
+
+template <NormKind Kind, typename T, Isa Level>
 void norm_rows(const NormRows<T>& rows, int64_t count) {
   constexpr int64_t kElementsPerThread = 16384;  // below this the work is done before a second thread has woken up
-  auto kernel = norm_baseline<Kind, T>;
-#ifdef EMBEDMUX_X86
-  if (isa() >= Isa::avx512) {
-    kernel = norm_avx512<Kind, T>;
-  } else if (isa() >= Isa::avx2) {
-    kernel = norm_avx2<Kind, T>;
-  }
-#endif
+  constexpr auto kernel = norm_kernel<Kind, T, Level>();
   at::parallel_for(0, count, std::max<int64_t>(1, kElementsPerThread / rows.width), [&](int64_t begin, int64_t end) {
     std::vector<float> buffer(rows.width + kNormChains * kNormLanes);
     kernel(rows, begin, end, buffer.data());

@@ -5,7 +5,7 @@
 #include <optional>
 #include <tuple>
 
-#include "float16_lanes.h"
+#include "elements.h"
 #include "lora_vector.h"
 #include "simd.h"
 #include "tensors.h"
@@ -33,30 +33,32 @@ struct Rope {
   float eps;
 };
 
-// The squares of `count` values added to W running sums.
-template <int W, typename T>
-EMBEDMUX_INLINE void add_squares(const T* source, int64_t count, typename Lanes<W>::Float& sums) {
-  int64_t j = 0;
-  for (; j + W <= count; j += W) {
-    const auto value = load<W>(source + j);
-    sums += value * value;
-  }
-  if (j < count) {
-    const auto value = load_part<W>(source + j, count - j);
-    sums += value * value;
+template <int W, size_t... L>
+EMBEDMUX_INLINE float sum(const typename Lanes<W>::Float& lanes, std::index_sequence<L...>) {
+  if constexpr (W == 2) return lanes[0] + lanes[1];
+  if constexpr (W > 2) {
+    const typename Lanes<W / 2>::Float halves =
+        __builtin_shufflevector(lanes, lanes, L...) + __builtin_shufflevector(lanes, lanes, (L + W / 2)...);
+    return sum<W / 2>(halves, std::make_index_sequence<W / 4>());
   }
 }
 
+// 1 / √(mean of the squares + eps). Two sums grow side by side and then lane by lane.
 template <int W, typename T>
 EMBEDMUX_INLINE float norm_scale(const T* source, int64_t size, float eps) {
-  typename Lanes<W>::Float sums = {};
-  add_squares<W>(source, size, sums);
-  float lanes[W];
-  std::memcpy(lanes, &sums, sizeof(lanes));
-  for (int step = W / 2; step > 0; step /= 2) {
-    for (int lane = 0; lane < step; ++lane) lanes[lane] += lanes[lane + step];
+  typename Lanes<W>::Float sums[2] = {};
+  int64_t j = 0;
+  for (; j + 2 * W <= size; j += 2 * W) {
+    const auto first = load<W>(source + j), second = load<W>(source + j + W);
+    sums[0] += first * first;
+    sums[1] += second * second;
   }
-  return 1.0f / std::sqrt(lanes[0] / static_cast<float>(size) + eps);
+  for (; j < size; j += W) {
+    const auto value = j + W <= size ? load<W>(source + j) : load_part<W>(source + j, size - j);
+    sums[0] += value * value;
+  }
+  const float squares = sum<W>(sums[0] + sums[1], std::make_index_sequence<W / 2>());
+  return 1.0f / std::sqrt(squares / static_cast<float>(size) + eps);
 }
 
 // `count` values, W of them unless they are the last of their part.
@@ -153,16 +155,17 @@ Heads<T> heads_of(const at::Tensor& source, const at::Tensor& weight, const at::
           source.stride(1)};
 }
 
-template <typename T>
-void run(const Arguments& arguments) {
-  auto kernel = turn_baseline<T>;
+template <typename T, Isa Level>
+constexpr auto kernel_for() {
 #ifdef EMBEDMUX_X86
-  if (isa() >= Isa::avx512) {
-    kernel = turn_avx512<T>;
-  } else if (isa() >= Isa::avx2) {
-    kernel = turn_avx2<T>;
-  }
+  if constexpr (Level == Isa::avx512) return turn_avx512<T>;
+  if constexpr (Level == Isa::avx2) return turn_avx2<T>;
 #endif
+  if constexpr (Level == Isa::baseline) return turn_baseline<T>;
+}
+
+template <typename T, Isa Level>
+void run(const Arguments& arguments) {
   const at::Tensor& q = arguments.q;
   const Rope<T> call{heads_of<T>(q, arguments.q_weight, arguments.q_out),
                      heads_of<T>(arguments.k, arguments.k_weight, arguments.k_out),
@@ -172,8 +175,8 @@ void run(const Arguments& arguments) {
                      q.size(2),
                      arguments.cosines.size(1),
                      arguments.eps};
-  const int64_t elements = (q.size(1) + arguments.k.size(1)) * q.size(2);
-  const int64_t grain = std::max<int64_t>(1, kElementsPerThread / elements);
+  constexpr auto kernel = kernel_for<T, Level>();
+  const int64_t grain = std::max<int64_t>(1, kElementsPerThread / ((q.size(1) + arguments.k.size(1)) * q.size(2)));
   at::parallel_for(0, q.size(0), grain, [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
 }
 
@@ -237,13 +240,7 @@ std::tuple<at::Tensor, at::Tensor> rope_cpu(const at::Tensor& q, const at::Tenso
     TORCH_CHECK(places[token] >= 0 && places[token] < cosines.size(0), "positions must be from 0 to ",
                 cosines.size(0) - 1, ", the last row of cos, got ", places[token], " for token ", token);
   }
-  if (q.scalar_type() == at::kFloat) {
-    run<float>(arguments);
-  } else if (q.scalar_type() == at::kBFloat16) {
-    run<BFloat16Bits>(arguments);
-  } else {
-    run<Float16>(arguments);
-  }
+  choose_kernel(q.scalar_type(), [&]<typename T, Isa Level>() { run<T, Level>(arguments); });
   return {arguments.q_out, arguments.k_out};
 }
 
