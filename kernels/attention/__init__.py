@@ -151,4 +151,4 @@ def _fake(
     return q.new_empty(q.size())
 
 
-attention = define("attention", SCHEMA, reference=_reference, fake=_fake)
+attention = define("attention", SCHEMA, reference=_reference, fake=_fake, has_triton=True)

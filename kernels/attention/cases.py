@@ -115,3 +115,41 @@ BENCHMARK_CASES: tuple[Case, ...] = tuple(
         ("decoder_T2048", (128,) * 16, 16, 8, 128, True),
     )
 )
+
+# Small enough for Triton's interpreter: more than one tile and key block, more sequences than one look at the offsets.
+TRITON_CASES: tuple[Case, ...] = tuple(
+    _named(case, dtype)
+    for case, dtype in (
+        (Case("triton_odd", torch.float32, (33, 70, 1, 0, 16), 3, 3, 32), torch.float32),
+        (Case("triton_many", torch.float32, (1, 0, 2) * 43, 1, 1, 16, False, -1, False), torch.float32),
+        (Case("triton_grouped", torch.float32, (5, 150), 6, 3, 64), torch.bfloat16),
+        (Case("triton_pack_8", torch.float32, (20, 9), 16, 1, 24, True), torch.float16),
+        (Case("triton_group_of_3", torch.float32, (20, 66), 3, 1, 40, True, -1, False), torch.float32),
+        (Case("triton_causal", torch.float32, (130, 7), 2, 2, 128, True), torch.bfloat16),
+        (Case("triton_window", torch.float32, (200, 30), 2, 1, 80, False, 9), torch.float32),
+        (Case("triton_causal_window", torch.float32, (150, 3), 2, 2, 16, True, 20), torch.float16),
+        (Case("triton_depth_256", torch.float32, (40, 33), 1, 1, 256), torch.bfloat16),
+        (Case("triton_prefix", torch.float32, (70, 5), 2, 2, 32, False, -1, True, (7, 66), (1, -1)), torch.float32),
+        (Case("triton_prefix_causal", torch.float32, (3, 68), 4, 2, 64, True, -1, True, (64,), (0, 0)), torch.bfloat16),
+        (Case("triton_prefix_window", torch.float32, (90, 4), 2, 1, 24, True, 30, False, (9,), (0, -1)), torch.float16),
+    )
+)  # fmt: skip
+
+# Production shapes, compiled ahead of time: heads x head size of encoders small and large, of decoders and rerankers.
+COMPILE_CASES: tuple[Case, ...] = tuple(
+    _named(Case(name, torch.float32, (128,) * 16, *shape), dtype)
+    for name, shape in (
+        ("compile_12x32", (12, 12, 32)),
+        ("compile_12x64", (12, 12, 64)),
+        ("compile_window", (12, 12, 64, False, 64)),
+        ("compile_16x64", (16, 16, 64)),
+        ("compile_16of8x128_causal", (16, 8, 128, True)),
+        ("compile_32of8x128_causal", (32, 8, 128, True)),
+        ("compile_32x80", (32, 32, 80, True)),
+        ("compile_24x96", (24, 24, 96)),
+        ("compile_8of1x256_window", (8, 1, 256, True, 512)),
+        ("compile_12x32_prefix", (12, 12, 32, False, -1, True, (40,), (0,) * 16)),
+        ("compile_16of8x128_prefix", (16, 8, 128, True, -1, True, (512,), (0,) * 16)),
+    )
+    for dtype in (torch.bfloat16, torch.float16, torch.float32)
+)
