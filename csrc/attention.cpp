@@ -167,7 +167,7 @@ at::Tensor attention_cpu(const at::Tensor& q, const at::Tensor& k, const at::Ten
   const auto work = [&](int64_t, int64_t) {
     kernels.enter();
     for (int64_t piece = next++; piece < pieces; piece = next++) {
-      attend_in_blocks(problem, kernels, chunks[piece / heads], static_cast<int>(piece % heads));
+      kernels.attend(problem, kernels, chunks[piece / heads], static_cast<int>(piece % heads));
     }
     kernels.leave();
   };

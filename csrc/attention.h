@@ -69,7 +69,15 @@ struct Softmax {
   int output_stride;
 };
 
+struct Problem;
+struct Chunk;
+
 struct Kernels {
+  // Writes the chunk's rows of the result for the query heads of key head `head`.
+  void (*attend)(const Problem& problem, const Kernels& kernels, const Chunk& chunk, int head);
+  void (*enter)();  // before and after a thread's share of the work; AMX sets its tiles up here
+  void (*leave)();
+  // What attend_in_blocks is made of; AMX has its own walk.
   int elements_per_cell;  // 1: float32, 2: bfloat16
   // Key ranges inside a block grow to multiples of this, so that weights fill whole cells and depths.
   int key_step() const { return kCellStep * elements_per_cell; }
@@ -79,9 +87,11 @@ struct Kernels {
   void (*multiply)(const Product& product);
   void (*softmax)(const Softmax& step);
   void (*finish)(const float* output, int output_stride, const float* sum, const Source& target);
-  void (*enter)();  // before and after a thread's share of the work; AMX sets its tiles up here
-  void (*leave)();
 };
+
+// The walk of all variants but AMX (attention_blocks.cpp).
+void attend_in_blocks(const Problem& problem, const Kernels& kernels, const Chunk& chunk, int head);
+inline void nothing() {}
 
 // By element type of q, k and v, and by what they are computed in.
 extern const Kernels float32_baseline;

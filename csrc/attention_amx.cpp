@@ -1,14 +1,25 @@
-// bfloat16 attention with AMX: 32 query rows times pairs of panels; the rest is the AVX-512 variant.
+// bfloat16 attention with AMX. Everything is kept in tiles of 16 rows of 64 bytes that lie one after the other: query
+// strips of 16 rows, panels of 16 keys, steps of 32 keys. A strip's scores against a block of keys stay in the first
+// cache level between the two products.
 #include <algorithm>
+#include <vector>
 
 #include "attention_avx512.h"
+#include "attention_problem.h"
 
 #ifdef EMBEDMUX_X86
 
 namespace embedmux::attention {
 namespace {
 
-constexpr int kTileRows = 16;
+constexpr int kStrip = 16;              // query rows of a strip
+constexpr int kPanel = 16;              // keys of a panel: one tile of scores
+constexpr int kStep = 32;               // keys of a step: one tile of weights
+constexpr int kTile = kStrip * kLanes;  // cells of a tile
+constexpr int kTogether = 2;            // strips that share each load of values
+constexpr int kTileBytes = 64;          // from one row of a tile to the next
+constexpr int kSteps = kKeys / kStep;
+constexpr int kPanels = kKeys / kPanel;
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
@@ -27,68 +38,337 @@ EMBEDMUX_AMX void enter() {
 // Other libraries find the tiles as a fresh thread has them.
 EMBEDMUX_AMX void leave() { _tile_release(); }
 
-// Accumulators 0 and 1 belong to the first 16 rows, 2 and 3 to the others; 4 and 5 hold rows, 6 and 7 panels.
-template <bool BothRows, bool BothPanels>
-EMBEDMUX_AMX void multiply_panels(const Product& product, int first) {
-  const Cell* left = product.left;
-  const Cell* next_left = left + kTileRows * product.left_stride;
-  const Cell* right = product.panels + first * product.panel_stride;
-  float* out = product.out + first * kLanes;
-  float* next_out = out + kTileRows * product.out_stride;
-  const int out_bytes = product.out_stride * static_cast<int>(sizeof(float));
-  const int left_bytes = product.left_stride * static_cast<int>(sizeof(Cell));
-  constexpr int kPanelBytes = kLanes * sizeof(Cell);
-  if (product.accumulate) {
-    _tile_loadd(0, out, out_bytes);
-    if constexpr (BothPanels) _tile_loadd(1, out + kLanes, out_bytes);
-    if constexpr (BothRows) _tile_loadd(2, next_out, out_bytes);
-    if constexpr (BothRows && BothPanels) _tile_loadd(3, next_out + kLanes, out_bytes);
+// One thread's memory: its size depends on D and on the rows of a chunk alone, never on a sequence's length.
+struct Workspace {
+  int chunks;  // tiles of 32 depths that a head fills
+  Cell *queries, *keys, *values, *weights;
+  float *scores, *output, *shift, *sum;
+
+  Workspace(int depth, int strips) : chunks(round_up(depth, 32) / 32) {
+    const int sizes[] = {strips * chunks * kTile,
+                         kPanels * chunks * kTile,
+                         kSteps * 2 * chunks * kTile,
+                         kTogether * kSteps * kTile,
+                         kTogether * kPanels * kTile,
+                         strips * 2 * chunks * kTile,
+                         strips * kStrip,
+                         strips * kStrip};
+    int64_t total = kLanes;
+    for (const int size : sizes) total += size;
+    static thread_local std::vector<Cell> memory;
+    if (static_cast<int64_t>(memory.size()) < total) memory.assign(total, 0);
+    Cell* parts[8];
+    parts[0] = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / sizeof(Cell);
+    for (int part = 1; part < 8; ++part) parts[part] = parts[part - 1] + sizes[part - 1];
+    queries = parts[0], keys = parts[1], values = parts[2], weights = parts[3];
+    scores = reinterpret_cast<float*>(parts[4]), output = reinterpret_cast<float*>(parts[5]);
+    shift = reinterpret_cast<float*>(parts[6]), sum = reinterpret_cast<float*>(parts[7]);
+  }
+};
+
+// Query rows of one head against one block: keys [first, last) of the block, multiples of kStep.
+struct Strip {
+  int index, position, rows, first, last;
+  bool started;  // the strip has met an earlier block
+};
+
+Strip strip_of(const Problem& p, const Chunk& chunk, int index, int strips_per_head, int block) {
+  Strip strip;
+  strip.index = index;
+  strip.position = chunk.first + index % strips_per_head * kStrip;
+  strip.rows = std::min(kStrip, chunk.first + chunk.rows - strip.position);
+  strip.first = std::max(p.low(strip.position) - block, 0) / kStep * kStep;
+  strip.last = std::min(round_up(p.high(strip.position + strip.rows - 1, chunk.length) - block, kStep), kKeys);
+  strip.started = p.low(strip.position) < block;
+  return strip;
+}
+
+EMBEDMUX_AMX void pack_queries(const Source& source, Cell* tiles) {
+  for (int r = 0; r < source.rows; ++r) {
+    for (int d = 0; d < source.depth; d += kStep) {
+      const __m512i cells = load_cells(source.row<uint16_t>(r), d / 2, source.depth / 2);
+      _mm512_store_si512(tiles + d / kStep * kTile + r * kLanes, cells);
+    }
+  }
+  for (int r = source.rows; r < kStrip; ++r) {
+    for (int d = 0; d < source.depth; d += kStep) {
+      _mm512_store_si512(tiles + d / kStep * kTile + r * kLanes, _mm512_setzero_si512());
+    }
+  }
+}
+
+// Cell (c, key) of tile d of a panel holds the elements 32 d + 2 c and 32 d + 2 c + 1 of that key.
+EMBEDMUX_AMX void pack_keys(const Source& source, Cell* panels, int padded_keys) {
+  for (int key = 0; key < padded_keys; key += kPanel) {
+    for (int d = 0; d < source.depth; d += kStep, panels += kTile) {
+      __m512i block[kPanel];
+      for (int i = 0; i < kPanel; ++i) {
+        block[i] = load_cells(key + i < source.rows ? source.row<uint16_t>(key + i) : nullptr, d / 2, source.depth / 2);
+      }
+      transpose_16x16(block, panels);
+    }
+  }
+}
+
+EMBEDMUX_AMX inline __m512i load_values(const Source& source, int key, int d) {
+  if (key >= source.rows) return _mm512_setzero_si512();
+  const int count = std::min(kStep, source.depth - d);
+  return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((1ULL << count) - 1), source.row<uint16_t>(key) + d);
+}
+
+// Cell (pair, d) of a tile holds the elements d of the keys 2 pair and 2 pair + 1; two tiles for every 32 depths.
+EMBEDMUX_AMX void pack_values(const Source& source, Cell* tiles, int padded_keys) {
+  alignas(64) static constexpr uint16_t kFirst[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i low = _mm512_load_si512(kFirst);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const int tiles_per_step = (source.depth + kStep - 1) / kStep * 2;
+  for (int key = 0; key < padded_keys; key += 2) {
+    Cell* target = tiles + key / kStep * tiles_per_step * kTile + key % kStep / 2 * kLanes;
+    for (int d = 0; d < source.depth; d += kStep, target += 2 * kTile) {
+      const __m512i even = load_values(source, key, d);
+      const __m512i odd = load_values(source, key + 1, d);
+      _mm512_store_si512(target, _mm512_permutex2var_epi16(even, low, odd));
+      _mm512_store_si512(target + kTile, _mm512_permutex2var_epi16(even, high, odd));
+    }
+  }
+}
+
+// Scores of a strip against `Panels` panels.
+template <int Panels>
+EMBEDMUX_AMX void score_panels(const Cell* queries, const Cell* keys, int chunks, float* scores) {
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (Panels == 4) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int c = 0; c < chunks; ++c) {
+    const Cell* right = keys + c * kTile;
+    const int panel = chunks * kTile;
+    _tile_loadd(4, queries + c * kTile, kTileBytes);
+    _tile_loadd(5, right, kTileBytes);
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_loadd(6, right + panel, kTileBytes);
+    _tile_dpbf16ps(1, 4, 6);
+    if constexpr (Panels == 4) {
+      _tile_loadd(7, right + 2 * panel, kTileBytes);
+      _tile_dpbf16ps(2, 4, 7);
+      _tile_loadd(5, right + 3 * panel, kTileBytes);
+      _tile_dpbf16ps(3, 4, 5);
+    }
+  }
+  _tile_stored(0, scores, kTileBytes);
+  _tile_stored(1, scores + kTile, kTileBytes);
+  if constexpr (Panels == 4) {
+    _tile_stored(2, scores + 2 * kTile, kTileBytes);
+    _tile_stored(3, scores + 3 * kTile, kTileBytes);
+  }
+}
+
+void score(const Workspace& w, const Strip& strip, float* scores) {
+  const Cell* queries = w.queries + strip.index * w.chunks * kTile;
+  int panel = strip.first / kPanel;
+  const int end = strip.last / kPanel;
+  for (; panel + 4 <= end; panel += 4) {
+    score_panels<4>(queries, w.keys + panel * w.chunks * kTile, w.chunks, scores + panel * kTile);
+  }
+  if (panel < end) score_panels<2>(queries, w.keys + panel * w.chunks * kTile, w.chunks, scores + panel * kTile);
+}
+
+// 2^x for a weight that is rounded to bfloat16 next: relative error 3.3e-4, exact at whole x, so that the largest
+// weight is 1. 0 for -inf and below the range; NaN stays NaN.
+EMBEDMUX_AMX inline __m512 exp2_weight(__m512 x) {
+  const __m512 rest = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 value = _mm512_fmadd_ps(_mm512_set1_ps(0.0866486979F), rest, _mm512_set1_ps(0.2146019173F));
+  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(0.6987493848F));
+  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(1.0F));
+  return _mm512_scalef_ps(value, x);  // by 2^floor(x)
+}
+
+// Overwrites the scores of keys that a row must not see.
+EMBEDMUX_AMX void hide(const Problem& p, const Strip& strip, int block, int length, float* scores) {
+  if (p.low(strip.position + strip.rows - 1) <= block + strip.first &&
+      p.high(strip.position, length) >= block + strip.last) {
+    return;
+  }
+  const __m512 hidden = _mm512_set1_ps(-__builtin_inff());
+  for (int r = 0; r < strip.rows; ++r) {
+    const int low = p.low(strip.position + r) - block;
+    const int high = p.high(strip.position + r, length) - block;
+    float* row = scores + r * kLanes;
+    for (int key = strip.first; key < std::min(low, strip.last); key += kPanel) {
+      _mm512_mask_store_ps(row + key / kPanel * kTile, first_lanes(low - key), hidden);
+    }
+    for (int key = std::max(strip.first, high & -kPanel); key < strip.last; key += kPanel) {
+      _mm512_mask_store_ps(row + key / kPanel * kTile, static_cast<__mmask16>(~first_lanes(high - key)), hidden);
+    }
+  }
+}
+
+// Scores -> weights; moves the strip's shifts, sums and what earlier blocks left in its output.
+EMBEDMUX_AMX void weigh(const Workspace& w, const Strip& strip, float scale, const float* scores, Cell* weights) {
+  const int first = strip.first / kPanel, last = strip.last / kPanel;
+  float* shifts = w.shift + strip.index * kStrip;
+  float* totals = w.sum + strip.index * kStrip;
+  __m512 each[kStrip];
+  for (int r = strip.rows; r < kStrip; ++r) each[r] = _mm512_setzero_ps();
+  for (int r = 0; r < strip.rows; ++r) {
+    __m512 even = _mm512_load_ps(scores + first * kTile + r * kLanes);
+    __m512 odd = _mm512_load_ps(scores + (first + 1) * kTile + r * kLanes);
+    for (int panel = first + 2; panel < last; panel += 2) {
+      even = _mm512_max_ps(even, _mm512_load_ps(scores + panel * kTile + r * kLanes));
+      odd = _mm512_max_ps(odd, _mm512_load_ps(scores + (panel + 1) * kTile + r * kLanes));
+    }
+    each[r] = _mm512_max_ps(even, odd);
+  }
+  const __m512 factor = _mm512_set1_ps(scale);
+  const __m512 old = _mm512_load_ps(shifts);
+  const __m512 moved = _mm512_max_ps(_mm512_mul_ps(reduce_each<larger>(each), factor), old);
+  _mm512_store_ps(shifts, moved);
+  for (int r = 0; r < strip.rows; ++r) {
+    const __m512 shift = _mm512_set1_ps(shifts[r]);
+    __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+    for (int panel = first; panel < last; panel += 2) {
+      const float* row = scores + panel * kTile + r * kLanes;
+      const __m512 one = exp2_weight(_mm512_fmsub_ps(_mm512_load_ps(row), factor, shift));
+      const __m512 other = exp2_weight(_mm512_fmsub_ps(_mm512_load_ps(row + kTile), factor, shift));
+      even = _mm512_add_ps(even, one);
+      odd = _mm512_add_ps(odd, other);
+      _mm512_store_si512(weights + panel / 2 * kTile + r * kLanes, (__m512i)_mm512_cvtne2ps_pbh(other, one));
+    }
+    each[r] = _mm512_add_ps(even, odd);
+  }
+  const __m512 decay = exp2_lanes<5>(_mm512_sub_ps(old, moved));
+  _mm512_store_ps(totals, _mm512_fmadd_ps(_mm512_load_ps(totals), decay, reduce_each<add>(each)));
+  if (!strip.started) return;
+  alignas(64) float decays[kLanes];
+  _mm512_store_ps(decays, decay);
+  float* output = w.output + strip.index * 2 * w.chunks * kTile;
+  for (int tile = 0; tile < 2 * w.chunks; ++tile) {
+    for (int r = 0; r < strip.rows; ++r, output += kLanes) {
+      _mm512_store_ps(output, _mm512_mul_ps(_mm512_load_ps(output), _mm512_set1_ps(decays[r])));
+    }
+    output += (kStrip - strip.rows) * kLanes;
+  }
+}
+
+// Output tiles 2 c and 2 c + 1 of one or two neighbouring strips, over the keys of the first.
+template <int Strips>
+EMBEDMUX_AMX void gather_chunk(const Workspace& w, const Strip& strip, const Cell* weights, int c) {
+  const int tiles = 2 * w.chunks;
+  float* output = w.output + (strip.index * tiles + 2 * c) * kTile;
+  float* next = output + tiles * kTile;
+  if (strip.started) {
+    _tile_loadd(0, output, kTileBytes);
+    _tile_loadd(1, output + kTile, kTileBytes);
+    if constexpr (Strips == 2) {
+      _tile_loadd(2, next, kTileBytes);
+      _tile_loadd(3, next + kTile, kTileBytes);
+    }
   } else {
     _tile_zero(0);
-    if constexpr (BothPanels) _tile_zero(1);
-    if constexpr (BothRows) _tile_zero(2);
-    if constexpr (BothRows && BothPanels) _tile_zero(3);
+    _tile_zero(1);
+    if constexpr (Strips == 2) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
   }
-  for (int c = 0; c < product.cells; c += kCellStep) {
-    _tile_loadd(4, left + c, left_bytes);
-    _tile_loadd(6, right + c * kLanes, kPanelBytes);
+  for (int step = strip.first / kStep; step < strip.last / kStep; ++step) {
+    const Cell* values = w.values + (step * tiles + 2 * c) * kTile;
+    _tile_loadd(4, weights + step * kTile, kTileBytes);
+    _tile_loadd(6, values, kTileBytes);
     _tile_dpbf16ps(0, 4, 6);
-    if constexpr (BothPanels) {
-      _tile_loadd(7, right + product.panel_stride + c * kLanes, kPanelBytes);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    if constexpr (BothRows) {
-      _tile_loadd(5, next_left + c, left_bytes);
+    _tile_loadd(7, values + kTile, kTileBytes);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (Strips == 2) {
+      _tile_loadd(5, weights + (kSteps + step) * kTile, kTileBytes);
       _tile_dpbf16ps(2, 5, 6);
-      if constexpr (BothPanels) _tile_dpbf16ps(3, 5, 7);
+      _tile_dpbf16ps(3, 5, 7);
     }
   }
-  _tile_stored(0, out, out_bytes);
-  if constexpr (BothPanels) _tile_stored(1, out + kLanes, out_bytes);
-  if constexpr (BothRows) _tile_stored(2, next_out, out_bytes);
-  if constexpr (BothRows && BothPanels) _tile_stored(3, next_out + kLanes, out_bytes);
-}
-
-template <bool BothRows>
-void multiply_rows(const Product& product) {
-  int first = 0;
-  for (; first + 2 <= product.num_panels; first += 2) multiply_panels<BothRows, true>(product, first);
-  if (first < product.num_panels) multiply_panels<BothRows, false>(product, first);
-}
-
-void multiply(const Product& product) {
-  if (product.rows > kTileRows) {
-    multiply_rows<true>(product);
-  } else {
-    multiply_rows<false>(product);
+  _tile_stored(0, output, kTileBytes);
+  _tile_stored(1, output + kTile, kTileBytes);
+  if constexpr (Strips == 2) {
+    _tile_stored(2, next, kTileBytes);
+    _tile_stored(3, next + kTile, kTileBytes);
   }
+}
+
+EMBEDMUX_AMX void finish(const Workspace& w, int index, const Source& target) {
+  const float* output = w.output + index * 2 * w.chunks * kTile;
+  for (int r = 0; r < target.rows; ++r) {
+    const __m512 inverse = _mm512_set1_ps(1.0F / w.sum[index * kStrip + r]);
+    auto* out = const_cast<uint16_t*>(target.row<uint16_t>(r));
+    for (int d = 0; d < target.depth; d += kStep) {
+      const float* row = output + d / kPanel * kTile + r * kLanes;
+      const __m512 low = _mm512_mul_ps(_mm512_load_ps(row), inverse);
+      const __m512 high = _mm512_mul_ps(_mm512_load_ps(row + kTile), inverse);
+      const auto lanes = static_cast<__mmask32>((1ULL << std::min(kStep, target.depth - d)) - 1);
+      _mm512_mask_storeu_epi16(out + d, lanes, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+  }
+}
+
+void gather(const Workspace& w, const Strip* strips, int count) {
+  const bool together = count == 2 && strips[0].first == strips[1].first && strips[0].last == strips[1].last &&
+                        strips[0].started == strips[1].started;
+  for (int c = 0; c < w.chunks; ++c) {
+    if (together) {
+      gather_chunk<2>(w, strips[0], w.weights, c);
+    } else {
+      for (int i = 0; i < count; ++i) gather_chunk<1>(w, strips[i], w.weights + i * kSteps * kTile, c);
+    }
+  }
+}
+
+void attend_in_tiles(const Problem& p, const Kernels&, const Chunk& chunk, int head) {
+  const int strips_per_head = (chunk.rows + kStrip - 1) / kStrip;
+  const int strips = strips_per_head * p.groups;
+  const Workspace w(p.depth, strips);
+  const auto rows_of = [&](const View& view, int index) {
+    const int start = index % strips_per_head * kStrip;
+    return p.queries(view, chunk, chunk.first + start, head * p.groups + index / strips_per_head,
+                     std::min(kStrip, chunk.rows - start));
+  };
+  for (int index = 0; index < strips; ++index) {
+    pack_queries(rows_of(p.q, index), w.queries + index * w.chunks * kTile);
+  }
+  std::fill_n(w.shift, strips * kStrip, kNoKey);
+  std::fill_n(w.sum, strips * kStrip, 0.0F);
+
+  const int low = p.low(chunk.first);
+  const int high = p.high(chunk.first + chunk.rows - 1, chunk.length);
+  for (int block = low / kKeys * kKeys; block < high; block += kKeys) {
+    const int first = std::max(low - block, 0) / kStep * kStep;
+    const int last = std::min(round_up(high - block, kStep), kKeys);
+    const int rows = std::min(block + last, chunk.length) - block - first;
+    pack_keys(p.keys(p.k, p.prefix_k, chunk, block + first, head, rows), w.keys + first / kPanel * w.chunks * kTile,
+              last - first);
+    pack_values(p.keys(p.v, p.prefix_v, chunk, block + first, head, rows),
+                w.values + first / kStep * 2 * w.chunks * kTile, last - first);
+    for (int index = 0; index < strips; index += kTogether) {
+      Strip group[kTogether];
+      int count = 0;
+      for (int i = index; i < std::min(index + kTogether, strips); ++i) {
+        const Strip strip = strip_of(p, chunk, i, strips_per_head, block);
+        if (strip.first < strip.last) group[count++] = strip;
+      }
+      for (int i = 0; i < count; ++i) score(w, group[i], w.scores + i * kPanels * kTile);
+      for (int i = 0; i < count; ++i) {
+        float* scores = w.scores + i * kPanels * kTile;
+        hide(p, group[i], block, chunk.length, scores);
+        weigh(w, group[i], p.scale, scores, w.weights + i * kSteps * kTile);
+      }
+      gather(w, group, count);
+    }
+  }
+  for (int index = 0; index < strips; ++index) finish(w, index, rows_of(p.out, index));
 }
 
 }  // namespace
 
-const Kernels bfloat16_amx = {2,        pack_bfloat16_rows, pack_bfloat16_keys, pack_bfloat16_values,
-                              multiply, softmax_bfloat16,   finish_bfloat16,    enter,
-                              leave};
+const Kernels bfloat16_amx = {attend_in_tiles, enter, leave};
 
 }  // namespace embedmux::attention
 

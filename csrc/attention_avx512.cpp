@@ -99,22 +99,20 @@ EMBEDMUX_AVX512 void finish(const float* output, int output_stride, const float*
   }
 }
 
-void nothing() {}
-
 }  // namespace
 
 // clang-format off
 const Kernels float32_avx512 = {
-    1, pack_rows<float, 1, load_cells>, pack_keys<float, 1, load_cells>, pack_values<float, load_cells>,
-    multiply, softmax, finish<float, store_lanes>, nothing, nothing};
+    attend_in_blocks, nothing, nothing, 1, pack_rows<float, 1, load_cells>, pack_keys<float, 1, load_cells>, pack_values<float, load_cells>,
+    multiply, softmax, finish<float, store_lanes>};
 
 const Kernels float16_avx512 = {
-    1, pack_rows<uint16_t, 1, load_widened_half>, pack_keys<uint16_t, 1, load_widened_half>,
-    pack_values<uint16_t, load_widened_half>, multiply, softmax, finish<uint16_t, store_halves>, nothing, nothing};
+    attend_in_blocks, nothing, nothing, 1, pack_rows<uint16_t, 1, load_widened_half>, pack_keys<uint16_t, 1, load_widened_half>,
+    pack_values<uint16_t, load_widened_half>, multiply, softmax, finish<uint16_t, store_halves>};
 
 const Kernels bfloat16_avx512 = {
-    1, pack_rows<uint16_t, 1, load_widened>, pack_keys<uint16_t, 1, load_widened>, pack_values<uint16_t, load_widened>,
-    multiply, softmax, finish<uint16_t, store_lanes>, nothing, nothing};
+    attend_in_blocks, nothing, nothing, 1, pack_rows<uint16_t, 1, load_widened>, pack_keys<uint16_t, 1, load_widened>, pack_values<uint16_t, load_widened>,
+    multiply, softmax, finish<uint16_t, store_lanes>};
 // clang-format on
 
 }  // namespace embedmux::attention

@@ -45,8 +45,6 @@ void multiply(const Product& product) {
   if (product.num_panels - first == 1) multiply_panels<1>(product, first);
 }
 
-void nothing() {}
-
 }  // namespace
 
 void pack_bfloat16_rows(const Source& source, Cell* out, int out_stride) {
@@ -112,9 +110,9 @@ EMBEDMUX_AVX512_BF16 void finish_bfloat16(const float* output, int output_stride
   }
 }
 
-const Kernels bfloat16_avx512_bf16 = {2,        pack_bfloat16_rows, pack_bfloat16_keys, pack_bfloat16_values,
-                                      multiply, softmax_bfloat16,   finish_bfloat16,    nothing,
-                                      nothing};
+const Kernels bfloat16_avx512_bf16 = {
+    attend_in_blocks, nothing,          nothing,        2, pack_bfloat16_rows, pack_bfloat16_keys, pack_bfloat16_values,
+    multiply,         softmax_bfloat16, finish_bfloat16};
 
 }  // namespace embedmux::attention
 

@@ -135,8 +135,6 @@ EMBEDMUX_INLINE void finish(const float* output, int output_stride, const float*
   }
 }
 
-void nothing() {}
-
 // The same loops once for each instruction set: a function compiles what it inlines for its own target.
 #define EMBEDMUX_ATTENTION_VARIANT(NAME, ELEMENT, LANES, TARGET)                                       \
   TARGET void NAME##_pack_rows(const Source& source, Cell* out, int stride) {                          \
@@ -165,10 +163,10 @@ EMBEDMUX_ATTENTION_VARIANT(bfloat16_avx2, uint16_t, 8, EMBEDMUX_AVX2)
 
 }  // namespace
 
-#define EMBEDMUX_ATTENTION_TABLE(NAME)                                                                                 \
-  const Kernels NAME = {                                                                                               \
-      1,       NAME##_pack_rows, NAME##_pack_keys, NAME##_pack_values, NAME##_multiply, NAME##_softmax, NAME##_finish, \
-      nothing, nothing};
+#define EMBEDMUX_ATTENTION_TABLE(NAME)                                                                           \
+  const Kernels NAME = {                                                                                         \
+      attend_in_blocks, nothing,        nothing,      1, NAME##_pack_rows, NAME##_pack_keys, NAME##_pack_values, \
+      NAME##_multiply,  NAME##_softmax, NAME##_finish};
 
 EMBEDMUX_ATTENTION_TABLE(float32_baseline)
 EMBEDMUX_ATTENTION_TABLE(float16_baseline)

@@ -54,7 +54,4 @@ struct Problem {
   }
 };
 
-// Writes the chunk's rows of `out` for the query heads of key head `head`.
-void attend_in_blocks(const Problem& problem, const Kernels& kernels, const Chunk& chunk, int head);
-
 }  // namespace embedmux::attention
