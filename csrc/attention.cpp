@@ -166,8 +166,15 @@ at::Tensor attention_cpu(const at::Tensor& q, const at::Tensor& k, const at::Ten
   std::atomic<int64_t> next{0};
   const auto work = [&](int64_t, int64_t) {
     kernels.enter();
-    for (int64_t piece = next++; piece < pieces; piece = next++) {
-      kernels.attend(problem, kernels, chunks[piece / heads], static_cast<int>(piece % heads));
+    const auto piece_at = [&](int64_t index) {
+      return attention::Piece{chunks[std::min(index, pieces - 1) / heads], static_cast<int>(index % heads)};
+    };
+    int64_t index = next++;
+    while (index < pieces) {
+      const int64_t after = next++;
+      const attention::Piece piece = piece_at(index), upcoming = piece_at(after);
+      kernels.attend(problem, kernels, piece, after < pieces ? &upcoming : nullptr);
+      index = after;
     }
     kernels.leave();
   };

@@ -70,11 +70,11 @@ struct Softmax {
 };
 
 struct Problem;
-struct Chunk;
+struct Piece;
 
 struct Kernels {
-  // Writes the chunk's rows of the result for the query heads of key head `head`.
-  void (*attend)(const Problem& problem, const Kernels& kernels, const Chunk& chunk, int head);
+  // Writes the piece's rows of the result. `upcoming` is what the thread does after it, or null.
+  void (*attend)(const Problem& problem, const Kernels& kernels, const Piece& piece, const Piece* upcoming);
   void (*enter)();  // before and after a thread's share of the work; AMX sets its tiles up here
   void (*leave)();
   // What attend_in_blocks is made of; AMX has its own walk.
@@ -90,7 +90,7 @@ struct Kernels {
 };
 
 // The walk of all variants but AMX (attention_blocks.cpp).
-void attend_in_blocks(const Problem& problem, const Kernels& kernels, const Chunk& chunk, int head);
+void attend_in_blocks(const Problem& problem, const Kernels& kernels, const Piece& piece, const Piece* upcoming);
 inline void nothing() {}
 
 // By element type of q, k and v, and by what they are computed in.

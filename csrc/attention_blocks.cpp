@@ -109,11 +109,12 @@ void gather(const Kernels& kernels, const Workspace& w, const Step& step, int pl
 
 }  // namespace
 
-void attend_in_blocks(const Problem& p, const Kernels& kernels, const Chunk& chunk, int head) {
+void attend_in_blocks(const Problem& p, const Kernels& kernels, const Piece& piece, const Piece*) {
+  const auto& [chunk, head] = piece;
   const int tiles_per_head = (chunk.rows + kRows - 1) / kRows;
   const int tiles = tiles_per_head * p.groups;
   const Workspace w(p, kernels, tiles);
-  const auto rows_of = [&](const View& view, int tile) {
+  const auto rows_of = [&, &chunk = piece.chunk, head = piece.head](const View& view, int tile) {
     const int start = tile % tiles_per_head * kRows;
     return p.queries(view, chunk, chunk.first + start, head * p.groups + tile / tiles_per_head,
                      std::min(kRows, chunk.rows - start));

@@ -27,6 +27,12 @@ struct Chunk {
   int first, rows;
 };
 
+// A chunk for the query heads of one key head.
+struct Piece {
+  const Chunk& chunk;
+  int head;
+};
+
 struct Problem {
   View q, k, v, out, prefix_k, prefix_v;
   int heads, groups, depth;  // key and value heads, query heads for each of them, D
@@ -52,6 +58,39 @@ struct Problem {
     return {prefix.at(chunk.prefix_begin + position, head), prefix.token_stride, rows, depth, chunk.prefix - position,
             own.at(chunk.own + chunk.prefix, head),         own.token_stride};
   }
+};
+
+// Brings the rows that the thread's next piece of work reads and writes into the cache, a few at a time while the
+// present piece computes: heads lie far apart in memory, and the processor does not foresee such strides.
+class Prefetch {
+ public:
+  void add(const View& view, int64_t token, int head, int64_t rows, int64_t row_bytes) {
+    if (rows <= 0) return;
+    runs_[count_++] = {view.at(token, head), view.token_stride * view.element_size, rows, row_bytes};
+    left_ += rows;
+  }
+
+  // Asks for 1 / `steps` of what is left.
+  void advance(int64_t steps) {
+    for (int64_t rows = (left_ + steps - 1) / steps; rows > 0 && run_ < count_;) {
+      Run& run = runs_[run_];
+      const int64_t part = std::min(rows, run.rows);
+      for (int64_t i = 0; i < part; ++i, run.data += run.stride) {
+        for (int64_t byte = 0; byte < run.row_bytes; byte += 64) __builtin_prefetch(run.data + byte, 0, 2);
+      }
+      run.rows -= part, rows -= part, left_ -= part;
+      if (run.rows == 0) ++run_;
+    }
+  }
+
+ private:
+  struct Run {
+    const char* data;
+    int64_t stride, rows, row_bytes;
+  };
+  Run runs_[4];
+  int count_ = 0, run_ = 0;
+  int64_t left_ = 0;
 };
 
 }  // namespace embedmux::attention

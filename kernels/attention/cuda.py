@@ -180,15 +180,16 @@ def attend(
 
 
 def tile_sizes(depth: int, dtype: torch.dtype) -> dict[str, int]:
-    """Rows, keys, warps and stages for a head size rounded up to a power of two."""
-    if dtype == torch.float32:  # tf32x3 keeps three operands where bfloat16 keeps one
-        rows, keys, warps, stages = (
-            (64, 32, 4, 2) if depth <= 64 else (32, 32, 4, 2) if depth <= 128 else (16, 16, 4, 1)
-        )
+    """Rows, keys, warps and stages for a head size rounded up to a power of two; none spills on sm_80 .. sm_120."""
+    wide = dtype == torch.float32  # tf32x3 keeps three operands where bfloat16 keeps one
+    if depth <= 32:
+        rows, keys, warps, stages = (64, 32, 4, 2) if wide else (64, 64, 4, 3)
+    elif depth <= 64:
+        rows, keys, warps, stages = (32, 32, 4, 2) if wide else (64, 64, 4, 3)
+    elif depth <= 128:
+        rows, keys, warps, stages = (16, 32, 4, 2) if wide else (64, 32, 4, 3)
     else:
-        rows, keys, warps, stages = (
-            (64, 64, 4, 3) if depth <= 64 else (64, 64, 4, 2) if depth <= 128 else (64, 32, 8, 2)
-        )
+        rows, keys, warps, stages = (16, 16, 8, 1) if wide else (64, 32, 8, 2)
     return {"BM": rows, "BN": keys, "num_warps": warps, "num_stages": stages}
 
 
