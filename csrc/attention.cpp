@@ -13,10 +13,12 @@ namespace {
 using attention::Chunk;
 using attention::Kernels;
 using attention::kRows;
+using attention::Piece;
 using attention::Problem;
 using attention::View;
 
-constexpr int kChunkRows = 256;              // query rows (of all heads of a group) that share one packing of keys
+constexpr int kChunkRows = 256;  // query rows (of all heads of a group) that share one packing of keys
+constexpr int kPiecesPerThread = 16;
 constexpr int64_t kScoresPerThread = 60000;  // less than this is done before a second thread has woken up
 
 // The optional arguments: all four or none.
@@ -161,24 +163,29 @@ at::Tensor attention_cpu(const at::Tensor& q, const at::Tensor& k, const at::Ten
   std::vector<Chunk> chunks;
   const int64_t scores = list_work(offsets, prefix, chunk_rows, chunks) * q.size(1);
 
-  // Pieces differ in size by orders of magnitude, so the threads take them one by one.
-  const int64_t pieces = static_cast<int64_t>(chunks.size()) * heads;
+  // Pieces differ in size by orders of magnitude, so the threads take them one by one; but neighbouring heads lie side
+  // by side in memory, so a piece has as many of them as leave enough pieces.
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), 1 + scores / kScoresPerThread);
+  const int64_t heads_each = std::clamp<int64_t>(chunks.size() * heads / (threads * kPiecesPerThread), 1, heads);
+  const int64_t pieces_each = (heads + heads_each - 1) / heads_each;
+  const int64_t pieces = chunks.size() * pieces_each;
   std::atomic<int64_t> next{0};
+  const auto piece_at = [&](int64_t index) {
+    const int64_t first = index % pieces_each * heads_each;
+    return Piece{chunks[index / pieces_each], static_cast<int>(first),
+                 static_cast<int>(std::min<int64_t>(first + heads_each, heads))};
+  };
   const auto work = [&](int64_t, int64_t) {
     kernels.enter();
-    const auto piece_at = [&](int64_t index) {
-      return attention::Piece{chunks[std::min(index, pieces - 1) / heads], static_cast<int>(index % heads)};
-    };
     int64_t index = next++;
     while (index < pieces) {
       const int64_t after = next++;
-      const attention::Piece piece = piece_at(index), upcoming = piece_at(after);
-      kernels.attend(problem, kernels, piece, after < pieces ? &upcoming : nullptr);
+      const Piece upcoming = piece_at(std::min(after, pieces - 1));
+      kernels.attend(problem, kernels, piece_at(index), after < pieces ? &upcoming : nullptr);
       index = after;
     }
     kernels.leave();
   };
-  const int64_t threads = std::min<int64_t>({at::get_num_threads(), pieces, 1 + scores / kScoresPerThread});
   at::parallel_for(0, threads, 1, work);
   return out;
 }

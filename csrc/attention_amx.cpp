@@ -326,20 +326,18 @@ void gather(const Workspace& w, const Strip* strips, int count) {
 Prefetch prefetch_of(const Problem& p, const Piece& piece) {
   Prefetch prefetch;
   const Chunk& chunk = piece.chunk;
-  const int64_t bytes = p.depth * p.q.element_size;
+  const int64_t bytes = p.depth * p.q.element_size * (piece.end_head - piece.first_head);
   const int low = std::max(p.low(chunk.first), chunk.prefix);
   const int keys = std::min(p.high(chunk.first + chunk.rows - 1, chunk.length) - low, kKeys);
-  prefetch.add(p.k, chunk.own + low, piece.head, keys, bytes);
-  prefetch.add(p.v, chunk.own + low, piece.head, keys, bytes);
-  prefetch.add(p.q, chunk.own + chunk.first, piece.head * p.groups, chunk.rows, bytes * p.groups);
-  prefetch.add(p.out, chunk.own + chunk.first, piece.head * p.groups, chunk.rows, bytes * p.groups);
+  prefetch.add(p.k, chunk.own + low, piece.first_head, keys, bytes);
+  prefetch.add(p.v, chunk.own + low, piece.first_head, keys, bytes);
+  prefetch.add(p.q, chunk.own + chunk.first, piece.first_head * p.groups, chunk.rows, bytes * p.groups);
+  prefetch.add(p.out, chunk.own + chunk.first, piece.first_head * p.groups, chunk.rows, bytes * p.groups);
   return prefetch;
 }
 
-void attend_in_tiles(const Problem& p, const Kernels&, const Piece& piece, const Piece* upcoming) {
-  const Chunk& chunk = piece.chunk;
-  const int head = piece.head;
-  Prefetch prefetch = upcoming == nullptr ? Prefetch() : prefetch_of(p, *upcoming);
+// `prefetch` gets `heads` calls for as many equal parts.
+void attend_head(const Problem& p, const Chunk& chunk, int head, Prefetch& prefetch, int heads) {
   const int strips_per_head = (chunk.rows + kStrip - 1) / kStrip;
   const int strips = strips_per_head * p.groups;
   const Workspace w(p.depth, strips);
@@ -378,10 +376,17 @@ void attend_in_tiles(const Problem& p, const Kernels&, const Piece& piece, const
         weigh(w, group[i], p.scale, scores, w.weights + i * kSteps * kTile);
       }
       gather(w, group, count);
-      prefetch.advance((strips - index + kTogether - 1) / kTogether);
+      prefetch.advance((static_cast<int64_t>(strips) * heads - index + kTogether - 1) / kTogether);
     }
   }
   for (int index = 0; index < strips; ++index) finish(w, index, rows_of(p.out, index));
+}
+
+void attend_in_tiles(const Problem& p, const Kernels&, const Piece& piece, const Piece* upcoming) {
+  Prefetch prefetch = upcoming == nullptr ? Prefetch() : prefetch_of(p, *upcoming);
+  for (int head = piece.first_head; head < piece.end_head; ++head) {
+    attend_head(p, piece.chunk, head, prefetch, piece.end_head - head);
+  }
 }
 
 }  // namespace

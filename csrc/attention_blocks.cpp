@@ -107,14 +107,11 @@ void gather(const Kernels& kernels, const Workspace& w, const Step& step, int pl
                     w.output(step.tile), w.width});
 }
 
-}  // namespace
-
-void attend_in_blocks(const Problem& p, const Kernels& kernels, const Piece& piece, const Piece*) {
-  const auto& [chunk, head] = piece;
+void attend_head(const Problem& p, const Kernels& kernels, const Chunk& chunk, int head) {
   const int tiles_per_head = (chunk.rows + kRows - 1) / kRows;
   const int tiles = tiles_per_head * p.groups;
   const Workspace w(p, kernels, tiles);
-  const auto rows_of = [&, &chunk = piece.chunk, head = piece.head](const View& view, int tile) {
+  const auto rows_of = [&](const View& view, int tile) {
     const int start = tile % tiles_per_head * kRows;
     return p.queries(view, chunk, chunk.first + start, head * p.groups + tile / tiles_per_head,
                      std::min(kRows, chunk.rows - start));
@@ -144,6 +141,12 @@ void attend_in_blocks(const Problem& p, const Kernels& kernels, const Piece& pie
   for (int tile = 0; tile < tiles; ++tile) {
     kernels.finish(w.output(tile), w.width, w.sum(tile), rows_of(p.out, tile));
   }
+}
+
+}  // namespace
+
+void attend_in_blocks(const Problem& problem, const Kernels& kernels, const Piece& piece, const Piece*) {
+  for (int head = piece.first_head; head < piece.end_head; ++head) attend_head(problem, kernels, piece.chunk, head);
 }
 
 }  // namespace embedmux::attention

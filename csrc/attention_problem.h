@@ -27,10 +27,10 @@ struct Chunk {
   int first, rows;
 };
 
-// A chunk for the query heads of one key head.
+// A chunk for the query heads of the key heads [first_head, end_head).
 struct Piece {
   const Chunk& chunk;
-  int head;
+  int first_head, end_head;
 };
 
 struct Problem {
