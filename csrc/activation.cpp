@@ -30,16 +30,17 @@ EMBEDMUX_INLINE typename Lanes<W>::Float activate(const typename Lanes<W>::Float
 
 template <int W, Gate G, typename T>
 EMBEDMUX_INLINE void gate_rows(const Gated<T>& call, int64_t begin, int64_t end) {
+  const int64_t width = call.width;
   for (int64_t row = begin; row < end; ++row) {
     const T* gate = call.x + row * call.stride;
-    const T* up = gate + call.width;
-    T* out = call.out + row * call.width;
+    const T* up = gate + width;
+    T* out = call.out + row * width;
     int64_t j = 0;
-    for (; j + W <= call.width; j += W) {
+    for (; j + W <= width; j += W) {
       store<W>(out + j, activate<W, G>(load<W>(gate + j)) * load<W>(up + j), W);
     }
-    if (j < call.width) {
-      const int64_t count = call.width - j;
+    if (j < width) {
+      const int64_t count = width - j;
       store<W>(out + j, activate<W, G>(load_part<W>(gate + j, count)) * load_part<W>(up + j, count), count);
     }
   }

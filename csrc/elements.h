@@ -40,7 +40,7 @@ template <bool Native>
 EMBEDMUX_AVX512 inline void store_lanes(WideBFloat16<Native>* target, __mmask16 lanes, __m512 values) {
   constexpr int kQuietNan = 0x01, kSubnormal = 0x20, kSignallingNan = 0x80;
   if constexpr (Native) {
-    if (_mm512_fpclass_ps_mask(values, kQuietNan | kSubnormal | kSignallingNan) == 0) {
+    if (_mm512_fpclass_ps_mask(values, kQuietNan | kSubnormal | kSignallingNan) == 0) [[likely]] {
       __m256i rounded;
       __asm__("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(values));
       _mm256_mask_storeu_epi16(target, lanes, rounded);

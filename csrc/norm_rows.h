@@ -97,6 +97,8 @@ EMBEDMUX_AVX512 inline void normalize_avx512(const NormRows<T>& rows, int64_t in
   const T* x = rows.x + index * rows.x_stride;
   const T* residual = rows.residual == nullptr ? nullptr : rows.residual + index * rows.residual_stride;
   T* sum = rows.sum == nullptr ? nullptr : rows.sum + index * width;
+  T* out = rows.out + index * width;
+  const float *weight = rows.weight, *bias = rows.bias;
   __m512 sums[kNormChains] = {};
   __m512 squares[kNormChains] = {};
   for (int64_t start = 0; start < width; start += kStep) {
@@ -104,7 +106,8 @@ EMBEDMUX_AVX512 inline void normalize_avx512(const NormRows<T>& rows, int64_t in
       const int64_t j = start + chain * kNormLanes;
       const __mmask16 lanes = lanes_at(j);
       __m512 values = load_lanes(x + j, lanes);
-      if (residual != nullptr) values = _mm512_add_ps(values, load_lanes(residual + j, lanes));
+      if (residual != nullptr) [[likely]]
+        values = _mm512_add_ps(values, load_lanes(residual + j, lanes));
       if (sum != nullptr) store_lanes(sum + j, lanes, values);
       _mm512_storeu_ps(buffer + j, values);
       if constexpr (Kind == NormKind::layer) {
@@ -131,10 +134,9 @@ EMBEDMUX_AVX512 inline void normalize_avx512(const NormRows<T>& rows, int64_t in
     __m512 unit = _mm512_loadu_ps(buffer + j);
     if constexpr (Kind == NormKind::layer) unit = _mm512_sub_ps(unit, mean);
     unit = _mm512_mul_ps(unit, scale);
-    const __m512 weight = load_lanes(rows.weight + j, lanes);
-    const __m512 result = rows.bias == nullptr ? _mm512_mul_ps(unit, weight)
-                                               : _mm512_fmadd_ps(unit, weight, load_lanes(rows.bias + j, lanes));
-    store_lanes(rows.out + index * width + j, lanes, result);
+    const __m512 factor = load_lanes(weight + j, lanes);
+    unit = bias == nullptr ? _mm512_mul_ps(unit, factor) : _mm512_fmadd_ps(unit, factor, load_lanes(bias + j, lanes));
+    store_lanes(out + j, lanes, unit);
   }
 }
 

@@ -83,16 +83,17 @@ EMBEDMUX_INLINE void rotate(const T* source, T* target, const float* weight, flo
 template <int W, bool Norm, typename T>
 EMBEDMUX_INLINE void turn_head(const Rope<T>& call, const T* source, T* target, const float* weight,
                                const float* cosines, const float* sines) {
-  const float scale = Norm ? norm_scale<W>(source, call.size, call.eps) : 1.0f;
+  const int64_t half = call.half, size = call.size;
+  const float scale = Norm ? norm_scale<W>(source, size, call.eps) : 1.0f;
   int64_t j = 0;
-  for (; j + W <= call.half; j += W) {
-    rotate<W, Norm>(source + j, target + j, weight + j, scale, cosines + j, sines + j, call.half, W);
+  for (; j + W <= half; j += W) {
+    rotate<W, Norm>(source + j, target + j, weight + j, scale, cosines + j, sines + j, half, W);
   }
-  if (j < call.half) {
-    rotate<W, Norm>(source + j, target + j, weight + j, scale, cosines + j, sines + j, call.half, call.half - j);
+  if (j < half) {
+    rotate<W, Norm>(source + j, target + j, weight + j, scale, cosines + j, sines + j, half, half - j);
   }
-  for (j = 2 * call.half; j < call.size; j += W) {
-    const int64_t count = std::min<int64_t>(W, call.size - j);
+  for (j = 2 * half; j < size; j += W) {
+    const int64_t count = std::min<int64_t>(W, size - j);
     store<W>(target + j, take<W, Norm>(source + j, weight + j, scale, count), count);
   }
 }
