@@ -21,7 +21,7 @@ EMBEDMUX_INLINE typename Lanes<W>::Float exp_lanes(const typename Lanes<W>::Floa
   const Float shifted = inside * 1.44269504f + kRounder;
   const Float whole = shifted - kRounder;
   const Float rest = inside - whole * 0.693359375f - whole * -2.12194440e-4f;
-  Float value = rest * 0.0f + kPowers[0];
+  Float value = zero + kPowers[0];
   for (int power = 1; power < 5; ++power) value = value * rest + kPowers[power];
   value = (value * rest + 1.0f) * rest + 1.0f;
   return reinterpret_cast<Float>(reinterpret_cast<Word>(value) + (reinterpret_cast<Word>(shifted) << 23));

@@ -69,6 +69,7 @@ CASES: tuple[Case, ...] = (
     Case("odd_float16", torch.float16, 63, 100),
     Case("float16_weights", torch.float16, 40, 384, weight_dtype=torch.float16, bias=False),
 )
+TRITON_CASES: tuple[Case, ...] = tuple(case for case in CASES if case.rows <= 100)
 BENCHMARK_CASES: tuple[Case, ...] = tuple(
     Case(f"T{rows}_H{width}_{str(dtype).removeprefix('torch.')}", dtype, rows, width)
     for dtype in (torch.float32, torch.bfloat16)

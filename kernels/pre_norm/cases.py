@@ -39,10 +39,10 @@ _SHAPES = (
     Case("no_rows", torch.float32, 0, 16, bias=False),
     Case("bias", torch.float32, 17, 384),
 )
-_RMS = tuple(named(case, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16) for case in _SHAPES)
 CASES: tuple[Case, ...] = (
-    *_RMS,
-    *(replace(case, name=f"layer_{case.name}", kind="layer") for case in _RMS),
+    *(named(case, dtype) for dtype in (torch.float32, torch.bfloat16) for case in _SHAPES),
+    *(replace(named(case, torch.bfloat16), name=f"layer_{case.name}", kind="layer") for case in _SHAPES),
+    Case("odd_float16", torch.float16, 63, 100, bias=False),
     Case("wide", torch.float32, 9, 1027, bias=False),
     Case("layer_far_from_zero", torch.float32, 20, 384, offset=100.0, kind="layer"),
     Case("bfloat16_weights", torch.bfloat16, 40, 768, weight_dtype=torch.bfloat16, bias=False),
