@@ -18,7 +18,10 @@ from embedmux.kernels.pool_normalize import pool_normalize
 from embedmux.kernels.pq import pack_pq, pq_tables, pq_topk, quantize_pq
 from embedmux.kernels.pre_norm import pre_norm
 from embedmux.kernels.quantize_rows import quantize_rows
+from embedmux.kernels.rescore import rescore
 from embedmux.kernels.rope import rope
+from embedmux.kernels.similarity import similarity
+from embedmux.kernels.similarity_topk import similarity_topk
 
 ALL = (
     lora_matmul,
@@ -32,6 +35,9 @@ ALL = (
     quantize_rows,
     quantize_pq,
     pq_topk,
+    similarity,
+    similarity_topk,
+    rescore,
     maxsim,
 )
 EXTENSION = "embedmux.kernels._C"
@@ -71,5 +77,8 @@ __all__ = [
     "pre_norm",
     "quantize_pq",
     "quantize_rows",
+    "rescore",
     "rope",
+    "similarity",
+    "similarity_topk",
 ]

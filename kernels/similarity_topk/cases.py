@@ -1,0 +1,51 @@
+"""Shapes of similarity_topk that tests and benchmarks walk."""
+
+from dataclasses import dataclass
+
+import torch
+
+from embedmux.kernels.similarity import cases as vectors
+
+Arguments = tuple[torch.Tensor, torch.Tensor, str, int, torch.Tensor | None, torch.Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Case(vectors.Case):
+    """Vectors on a grid (exact scores, many ties, so that ids can be compared) and the number of rows wanted."""
+
+    on_grid: bool = True
+    k: int = 1
+
+
+def make_inputs(case: Case, seed: int) -> Arguments:
+    """Fresh vectors, scales and offsets."""
+    queries, rows, kind, scale, offset = vectors.make_inputs(case, seed)
+    return queries, rows, kind, case.k, scale, offset
+
+
+def tolerance(case: Case) -> tuple[float, float]:
+    """(rtol, atol) against float64, of scores and, since it is far below 1, of ids."""
+    return vectors.tolerance(case) if case.is_scaled and case.op_kind == "int8" else (0.0, 0.0)
+
+
+def _name(kind: str, *numbers: int) -> str:
+    return f"{kind.replace(':', '_')}_{'x'.join(map(str, numbers))}"
+
+
+_SIZES = ((1, 1, 1, 1), (3, 63, 100, 63), (65, 500, 384, 10), (1, 3000, 384, 100), (4, 1200, 8, 1000), (0, 5, 16, 3))
+CASES: tuple[Case, ...] = (
+    *(Case(_name(kind, *sizes), kind, *sizes[:3], k=sizes[3]) for kind in vectors.KINDS for sizes in _SIZES),
+    Case("int8_scaled", "int8", 33, 100, 384, is_scaled=True, k=10),
+    Case("float_int8_offset", "float_int8", 17, 100, 100, is_scaled=True, k=10),
+)
+TRITON_CASES = tuple(case for case in CASES if case.pairs < 5000)
+COMPILE_CASES: tuple[Case, ...] = tuple(
+    Case(_name(kind, *sizes), kind, *sizes[:3], kind in ("int8", "float_int8"), k=sizes[3])
+    for kind in vectors.KINDS
+    for sizes in ((1, 1_000_000, 384, 10), (64, 200_000, 384, 10), (64, 200_000, 1024, 100), (8, 200_000, 384, 4096))
+)
+BENCHMARK_CASES: tuple[Case, ...] = tuple(
+    Case(_name(kind, queries, 50_000, 384), kind, queries, 50_000, 384, k=10)
+    for kind in vectors.KINDS
+    for queries in (1, 64)
+)
