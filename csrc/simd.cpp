@@ -25,6 +25,20 @@ bool request_tiles() {
 #endif
 }
 
+// CPUID leaf 7; the compiler's probe does not know all of its bits everywhere.
+struct Features {
+  unsigned ecx = 0, edx = 0;
+};
+
+Features features() {
+  Features found;
+#ifdef EMBEDMUX_X86
+  unsigned eax = 7, ebx = 0;
+  __asm__ volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(found.ecx), "=d"(found.edx));
+#endif
+  return found;
+}
+
 Isa probe() {
 #ifdef EMBEDMUX_X86
   __builtin_cpu_init();
@@ -33,10 +47,8 @@ Isa probe() {
       !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
     return Isa::avx2;
   if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vnni")) return Isa::avx512;
-  // CPUID leaf 7: EDX bit 22 is amx-bf16, bit 24 amx-tile, bit 25 amx-int8. The compiler's probe does not know them everywhere.
-  unsigned eax = 7, ebx = 0, ecx = 0, edx = 0;
-  __asm__ volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
-  const bool has_amx = (edx >> 22 & 1) && (edx >> 24 & 1) && (edx >> 25 & 1);
+  const unsigned edx = features().edx;
+  const bool has_amx = (edx >> 22 & 1) && (edx >> 24 & 1) && (edx >> 25 & 1);  // amx-bf16, amx-tile, amx-int8
   return has_amx && request_tiles() ? Isa::amx : Isa::avx512_bf16;
 #else
   return Isa::baseline;
@@ -51,6 +63,21 @@ Isa isa() {
   static const Isa found = probe();
   const int limit = cap.load(std::memory_order_relaxed);
   return static_cast<int>(found) < limit ? found : static_cast<Isa>(limit);
+}
+
+bool has_vnni() {
+  static const bool found = features().ecx >> 11 & 1;
+  return found && isa() >= Isa::avx512;
+}
+
+bool has_vpopcntdq() {
+  static const bool found = features().ecx >> 14 & 1;
+  return found && isa() >= Isa::avx512;
+}
+
+bool has_amx_int8() {
+  static const bool found = features().edx >> 25 & 1;
+  return found && isa() >= Isa::amx;
 }
 
 void set_max_isa(const std::string& name) {
