@@ -58,6 +58,9 @@ EMBEDMUX_AVX512 void decode_binary(const uint8_t* row, int64_t width, uint8_t* o
   }
 }
 
+// Scores of a query so far apart that they will not be read soon: whole lines of them go past the caches.
+constexpr int64_t kStreamedStride = 16384;
+
 template <bool Integers>
 EMBEDMUX_AVX512 inline __m512 finished(const int32_t* values, __m512 scale, __m512 offset) {
   const __m512i raw = _mm512_loadu_si512(values);
@@ -66,6 +69,7 @@ EMBEDMUX_AVX512 inline __m512 finished(const int32_t* values, __m512 scale, __m5
 
 template <bool Integers>
 EMBEDMUX_AVX512 void emit_scores(const Sums& sums, int used, float* out, int64_t stride) {
+  const bool whole_lines = (reinterpret_cast<uintptr_t>(out) | stride * sizeof(float)) % kCell == 0;
   for (int row = 0; row < sums.count; row += kLanes) {
     const __mmask16 lanes = first_lanes(sums.count - row);
     if (sums.columns == 1) {
@@ -84,7 +88,12 @@ EMBEDMUX_AVX512 void emit_scores(const Sums& sums, int used, float* out, int64_t
       transpose_16x16(scores, turned);
       for (int c = 0; c < kLanes && column + c < used; ++c) {
         const __m512 line = _mm512_load_ps(turned + kLanes * c);
-        store_lanes(out + (column + c) * stride + row, lanes, line);
+        float* place = out + (column + c) * stride + row;
+        if (whole_lines && row + kLanes <= sums.count && stride >= kStreamedStride) {
+          _mm512_stream_ps(place, line);
+        } else {
+          store_lanes(place, lanes, line);
+        }
       }
     }
   }
