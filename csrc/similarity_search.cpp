@@ -6,8 +6,8 @@ namespace embedmux::similarity {
 namespace {
 
 constexpr int64_t kMaxWidth = 65536;
-constexpr int64_t kSpanBytes = 128 << 10;      // of rows that stay in the second-level cache while all groups meet them
-constexpr int64_t kBytesPerThread = 64 << 10;  // of rows and groups, below which a second thread does not pay
+constexpr int64_t kSpanBytes = 128 << 10;  // of rows that stay in the second-level cache while all groups meet them
+constexpr int64_t kBytesPerThread = 256 << 10;  // of rows and groups, below which a second thread does not pay
 constexpr int64_t kFewQueries = 8;  // up to here, bits are counted as they are, rather than made bytes for AMX
 
 enum class Kind { float32, bfloat16, float16, int8, hamming, float_binary, float_int8 };

@@ -2,7 +2,8 @@
 
 quantize_rows writes code = clip(floor((x - start) / step), 0, 255) - 128, so x lies in a bucket whose middle is
 (code + 128) · step + start + step / 2. A dot product with the middles is linear in the codes: each step goes into its
-query dimension, everything constant into one offset a query.
+query dimension, everything constant into one offset a query. A dimension whose range is empty counts as constant: codes
+of values beside it, in steps of 1, would be hundreds of times as coarse as the others.
 """
 
 import torch
@@ -12,11 +13,8 @@ MAX_CODE = 127
 
 def fold_ranges(queries: torch.Tensor, ranges: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """queries [Q, D] and ranges [2, D] float32 -> (folded [Q, D], query_offset [Q]) for kind "float_int8"."""
-    width = (ranges[1] - ranges[0]) / 255
-    step = width.where(width != 0, 1)  # as in quantize_rows
-    middles_of_zero = (
-        128 * step + ranges[0] + width / 2
-    )  # a dimension with one value has no bucket to be in the middle of
+    step = (ranges[1] - ranges[0]) / 255
+    middles_of_zero = (128 + 0.5) * step + ranges[0]
     return queries * step, queries @ middles_of_zero
 
 

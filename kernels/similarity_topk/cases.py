@@ -32,9 +32,10 @@ def _name(kind: str, *numbers: int) -> str:
     return f"{kind.replace(':', '_')}_{'x'.join(map(str, numbers))}"
 
 
-_SIZES = ((1, 1, 1, 1), (3, 63, 100, 63), (65, 500, 384, 10), (1, 3000, 384, 100), (4, 1200, 8, 1000), (0, 5, 16, 3))
+_SIZES = ((3, 63, 100, 63), (65, 300, 384, 10), (1, 1500, 384, 100), (4, 600, 8, 500))
 CASES: tuple[Case, ...] = (
     *(Case(_name(kind, *sizes), kind, *sizes[:3], k=sizes[3]) for kind in vectors.KINDS for sizes in _SIZES),
+    Case("no_queries", "dot:float32", 0, 5, 16, k=3),
     Case("int8_scaled", "int8", 33, 100, 384, is_scaled=True, k=10),
     Case("float_int8_offset", "float_int8", 17, 100, 100, is_scaled=True, k=10),
 )
