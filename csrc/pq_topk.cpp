@@ -17,7 +17,7 @@
 namespace embedmux::pq {
 namespace {
 
-constexpr int64_t kMostHits = 1024;
+constexpr int64_t kMostHits = 4096;
 constexpr int64_t kHeadRows = 256;    // scored exactly, to begin with a threshold worth having
 constexpr int64_t kChunkRows = 4096;  // between two looks at the thresholds; M = 48: 96 KiB
 constexpr int kWorn = 192;            // a limit below this has lost a quarter of its resolution

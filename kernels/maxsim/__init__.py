@@ -7,8 +7,8 @@ scales are the caller's) -> scores [nq, nd] float32, contiguous. query_offsets [
 int32, on the same device, cut the packed tokens; they run from 0 to Tq and to Td and never fall. On CUDA, where
 reading them would stop the device, their values are the caller's word; rows behind the last offset are never read.
 
-Dot products are summed in at least float32 (int8 exactly, in whole numbers); so are the maxima, in the order of the
-query's tokens, and the sum is rounded once. A document without tokens scores minus infinity with every query; a query
+Dot products are summed in at least float32 (int8 exactly, in whole numbers), then the maxima in at least float32 in a
+fixed order, and the sum is rounded once. A document without tokens scores minus infinity with every query; a query
 without tokens scores 0 with every other document. A dot product that is NaN counts as minus infinity, so a score is NaN
 only where infinities of both signs meet. The score of a pair has the same bits whatever else is in the call.
 

@@ -1,5 +1,7 @@
 """MaxSim in plain torch: the definition that every faster kernel is compared with."""
 
+from itertools import pairwise
+
 import torch
 
 
@@ -11,10 +13,10 @@ def maxsim(
     dots = queries.double() @ documents.double().T
     dots = dots.where(dots == dots, -torch.inf)
     scores = dots.new_full((len(query_starts) - 1, len(starts) - 1), -torch.inf)
-    for j, (first, last) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for j, (first, last) in enumerate(pairwise(starts)):
         if first == last:
             continue
         best = dots[:, first:last].amax(1)
-        for i, (start, end) in enumerate(zip(query_starts[:-1], query_starts[1:], strict=True)):
+        for i, (start, end) in enumerate(pairwise(query_starts)):
             scores[i, j] = best[start:end].sum()
     return scores.float()

@@ -1,4 +1,4 @@
-"""Product quantisation with 4-bit codes (Jegou, Douze and Schmid 2011): a row in M / 2 bytes, searched by table look-up.
+"""Product quantisation with 4-bit codes (Jegou, Douze and Schmid 2011): rows in M / 2 bytes, found by look-up.
 
 Shape key: n rows, D dimensions, M subquantizers (even), Q queries.
 

@@ -2,10 +2,10 @@
 
 Shape key: Q queries, n rows, M subquantizers (even), k hits.
 
-tables [Q, M, 16] float32, codes [n, M / 2] uint8 as ``quantize_pq`` writes them, k in 1..min(n, 1024) -> scores [Q, k]
-float32 and ids [Q, k] int64. The score of a row is the sum of tables[q, m, code m], added up in float32 for m = 0, 1, ..
-in turn; greater is nearer. Hits stand from the greatest score down, of equal scores the lower id first. A score that is
-NaN counts as minus infinity and is given back so.
+tables [Q, M, 16] float32, codes [n, M / 2] uint8 as ``quantize_pq`` writes them, k in 1..min(n, 4096) -> scores [Q, k]
+float32 and ids [Q, k] int64. The score of a row is the sum of tables[q, m, code m], added up in float32 in the order of
+m; greater is nearer. Hits stand from the greatest score down, of equal scores the lower id first. A score that is NaN
+counts as minus infinity and is given back so.
 
 packed is ``pack_pq(codes)``: the codes in blocks of 64 rows, [ceil(n / 64), M / 2, 64] uint8, each block byte by byte
 of its rows. It changes the speed and never the result; its values are the caller's word, as are those of codes.
@@ -26,7 +26,7 @@ from embedmux.kernels.pq.pq_topk import reference
 
 CENTROIDS = 16
 BLOCK_ROWS = 64
-MAX_K = 1024
+MAX_K = 4096
 SCHEMA = "(Tensor tables, Tensor codes, int k, Tensor? packed) -> (Tensor, Tensor)"
 Hits = tuple[torch.Tensor, torch.Tensor]
 

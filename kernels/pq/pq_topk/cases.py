@@ -64,6 +64,7 @@ TRITON_CASES: tuple[Case, ...] = (
     Case("no_queries", torch.float32, 0, 100, 4, 10),
     Case("filtered", torch.float32, 3, 2500, 8, 10),
     Case("many_hits", torch.float32, 2, 1500, 4, 1000, packed=False),
+    Case("many_hits_packed", torch.float32, 1, 200, 4, 100),
 )
 COMPILE_CASES: tuple[Case, ...] = (
     Case("best_10", torch.float32, 64, 200000, 48, 10),
