@@ -77,7 +77,7 @@ TRITON_CASES: tuple[Case, ...] = tuple(
     )
 )
 COMPILE_CASES: tuple[Case, ...] = tuple(
-    _named(f"D{dimensions}", dtype, (32,), (256,) * 1000, dimensions)
+    _named(f"D{dimensions}", dtype, (32,), (256,) * 20, dimensions)
     for dtype in DTYPES
     for dimensions in (64, 96, 128, 320)
 )

@@ -16,7 +16,7 @@ BLOCK_QUERY = 32
 MAX_DEPTH_BYTES = {1: 256, 2: 256, 4: 128}  # of a row of a tile, by bytes of a value; float32 takes more registers
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def load_tile(tokens, token, end, first, stride, width: tl.constexpr, depth: tl.constexpr):  # type: ignore[no-untyped-def]
     """Columns [first, first + depth) of the tokens before ``end``; zero elsewhere."""
     column = first + tl.arange(0, depth)
@@ -24,7 +24,7 @@ def load_tile(tokens, token, end, first, stride, width: tl.constexpr, depth: tl.
     return tl.load(tokens + token.to(tl.int64)[:, None] * stride + column[None, :], mask=mask, other=0)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def maxsim_kernel(  # type: ignore[no-untyped-def]
     queries,
     query_offsets,
@@ -84,6 +84,6 @@ def maxsim(
     launch(
         maxsim_kernel, (num_documents, num_queries), queries, query_offsets, documents, document_offsets, scores,
         queries.stride(0), documents.stride(0), width, depth, BLOCK_QUERY, block_document,
-        num_warps=4, num_stages=2,
+        num_warps=8 if bytes_each == 4 else 4, num_stages=2,
     )  # fmt: skip
     return scores

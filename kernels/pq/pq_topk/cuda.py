@@ -32,7 +32,7 @@ def flip_below_zero(bits):  # type: ignore[no-untyped-def]
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def score_rows(table, codes, row, is_row, columns: tl.constexpr, packed: tl.constexpr):  # type: ignore[no-untyped-def]
     """Scores of a block of rows, looked up and added for m = 0, 1, .. in turn; NaN as minus infinity, -0.0 as 0.0."""
     step: tl.constexpr = PACKED_ROWS if packed else 1

@@ -9,7 +9,7 @@ from embedmux.kernels.launch import launch
 BLOCK_ROWS = 128
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def nearest(rows, centroids, row, is_row, row_stride, width: tl.constexpr):  # type: ignore[no-untyped-def]
     """The code of each row's part, whose values start at ``rows``; centroids [16, width]."""
     code = tl.arange(0, 16)
