@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from itertools import accumulate, product
+from math import prod
 
 import torch
 
@@ -27,7 +28,8 @@ Arguments = tuple[
 class Case:
     """ranks holds one row a slot and in it one rank a slice; segments holds (rows, slot) pairs.
 
-    merged, scaled and biased name the slots whose adapters bring a weight, a column scale or a bias of their own.
+    merged, scaled and biased name the slots whose adapters bring a weight, a column scale or a bias of their own. What
+    lies in arena begins at multiples of alignment elements, the first at 3 or behind.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Case:
     merged: tuple[int, ...] = ()
     scaled: tuple[int, ...] = ()
     biased: tuple[int, ...] = ()
+    alignment: int = 1
 
     @property
     def rows(self) -> int:
@@ -65,19 +68,25 @@ def make_inputs(case: Case, seed: int) -> Arguments:
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
-    factors, adapters, end = [normal(3)], torch.zeros(len(case.ranks), len(case.slices), 3, dtype=torch.int64), 3
+    factors, end = [normal(3)], 3
+
+    def place(*shape: int, scale: float) -> int:
+        nonlocal end
+        start = end + -end % case.alignment
+        factors.extend((torch.zeros(start - end), normal(prod(shape)) * scale))
+        end = start + prod(shape)
+        return start
+
+    adapters = torch.zeros(len(case.ranks), len(case.slices), 3, dtype=torch.int64)
     for slot, ranks in enumerate(case.ranks):
         for piece, (rank, width) in enumerate(zip(ranks, case.slices, strict=True)):
-            adapters[slot, piece] = torch.tensor([end, end + rank * case.inner, rank])
-            factors += [normal(rank * case.inner) / case.inner**0.5, normal(rank * width) / max(rank, 1) ** 0.5]
-            end += rank * (case.inner + width)
+            a = place(rank, case.inner, scale=case.inner**-0.5)
+            adapters[slot, piece] = torch.tensor([a, place(rank, width, scale=max(rank, 1) ** -0.5), rank])
     offsets = [0, *accumulate(rows for rows, _ in case.segments)]
     overrides, columns = torch.full_like(adapters, -1), [normal(5)]
     for slot, (piece, width) in product(range(len(case.ranks)), enumerate(case.slices)):
         if slot in case.merged:
-            overrides[slot, piece, 0] = end
-            factors.append(normal(width * case.inner) / case.inner**0.5)
-            end += width * case.inner
+            overrides[slot, piece, 0] = place(width, case.inner, scale=case.inner**-0.5)
         for field, slots in ((1, case.scaled), (2, case.biased)):
             if slot in slots:
                 overrides[slot, piece, field] = sum(map(len, columns))
@@ -163,9 +172,22 @@ CASES += tuple(
     for case in CASES
     if case.dtype == torch.float32
 )
-# The rows a Triton interpreter gets through in reasonable time, with the widest ranges of rank and slot.
-TRITON_CASES: tuple[Case, ...] = tuple(case for case in CASES if case.rows <= 130)
-
+# What a Triton interpreter gets through in reasonable time: every shape in float32, a choice of them in half width. The
+# GPU loads whole vectors from the arena, so what lies there is aligned as the server's arena aligns it.
+_HALF = (
+    "base_rows_in_the_middle",
+    "slices_across",
+    "last_slot",
+    "overrides_all",
+    "act_gelu_tanh",
+    "act_geglu_b",
+    "act_sw",
+)
+TRITON_CASES: tuple[Case, ...] = tuple(
+    replace(case, segments=case.segments[:20], alignment=64 // case.dtype.itemsize)
+    for case in CASES
+    if case.rows <= 130 and (case.dtype == torch.float32 or case.name.startswith(_HALF))
+)
 # (K, slices) of the linears of small encoders; four adapters of rank 16 in equal parts.
 _LINEARS = ((384, QKV), (384, (384,)), (384, (1536,)), (1536, (384,)), (768, (3072,)), (1024, (3072,)))
 BENCHMARK_CASES: tuple[Case, ...] = tuple(
@@ -180,4 +202,36 @@ BENCHMARK_CASES: tuple[Case, ...] = tuple(
     for dtype in (torch.float32, torch.bfloat16)
     for rows in (512, 2048)
     for inner, slices in _LINEARS
+)
+
+# The linears of encoders of width 384, 768 and 1024 as a server runs them, with and without what adapters replace.
+_GATE_UP, _GROUPED = (3072, 3072), (2048, 1024, 1024)
+_SERVED: tuple[tuple[int, tuple[int, ...], str, bool], ...] = (
+    (384, QKV, "none", False),
+    (384, (384,), "none", False),
+    (384, (1536,), "gelu", False),
+    (1536, (384,), "none", True),
+    (768, (768, 768, 768), "none", True),
+    (768, (768,), "none", False),
+    (768, (3072,), "gelu", False),
+    (768, _GATE_UP, "geglu", False),
+    (3072, (768,), "none", False),
+    (1024, _GROUPED, "none", False),
+    (1024, _GATE_UP, "swiglu", True),
+    (3072, (1024,), "none", False),
+)
+COMPILE_CASES: tuple[Case, ...] = tuple(
+    Case(
+        f"K{inner}_N{'_'.join(map(str, slices))}_{activation}{'_own' * own}_{str(dtype).removeprefix('torch.')}",
+        dtype,
+        inner,
+        slices,
+        ((64,) * len(slices), (8,) * len(slices)),
+        ((40, 0), (9, -1), (15, 1)),
+        activation=activation,
+        biased=(0, 1) if own else (),
+        alignment=64 // dtype.itemsize,
+    )
+    for inner, slices, activation, own in _SERVED
+    for dtype in (torch.bfloat16, torch.float16, torch.float32)
 )
