@@ -9,7 +9,7 @@ for NaN. A row may be named more than once.
 A candidate below -1 or not below n is refused on the CPU (ValueError or RuntimeError, with its place). On CUDA, where
 looking would mean waiting, it counts as "no candidate": memory outside the rows is never read.
 
-``reference.py`` is the definition, ``csrc/rescore.cpp`` the CPU kernel; a Triton kernel belongs in ``cuda.py``.
+``reference.py`` is the definition, ``csrc/rescore.cpp`` the CPU kernel; the Triton kernel stands in ``cuda.py``.
 """
 
 import torch
@@ -67,4 +67,4 @@ def _fake(
     return queries.new_empty(candidates.size(), dtype=torch.float32)
 
 
-rescore = define("rescore", SCHEMA, reference=_reference, fake=_fake)
+rescore = define("rescore", SCHEMA, reference=_reference, fake=_fake, has_triton=True)

@@ -22,7 +22,7 @@ number of threads; similarity_topk and rescore give the same bits on the same de
 on every instruction set. A NaN score stays NaN here (similarity_topk and rescore give -inf for it). Any strides are
 accepted, but rows whose last dimension is not contiguous are copied.
 
-``reference.py`` is the definition, ``csrc/similarity.cpp`` the CPU kernel; a Triton kernel belongs in ``cuda.py``.
+``reference.py`` is the definition, ``csrc/similarity.cpp`` the CPU kernel; the Triton kernel stands in ``cuda.py``.
 """
 
 import torch
@@ -108,4 +108,4 @@ def _fake(
     return queries.new_empty(queries.size(0), rows.size(0), dtype=torch.float32)
 
 
-similarity = define("similarity", SCHEMA, reference=_reference, fake=_fake)
+similarity = define("similarity", SCHEMA, reference=_reference, fake=_fake, has_triton=True)

@@ -9,7 +9,7 @@ The scores are those of similarity, bit by bit, sorted from the greatest down; e
 ids, and where the k-th score is shared the lower ids are in. A NaN score counts as -inf, and is given as -inf: it comes
 behind every number, and never before a lower id that also has -inf. 0.0 and -0.0 are equal.
 
-``reference.py`` is the definition, ``csrc/similarity_topk.cpp`` the CPU kernel; a Triton kernel belongs in ``cuda.py``.
+``reference.py`` is the definition, ``csrc/similarity_topk.cpp`` the CPU kernel, ``cuda.py`` the Triton kernel.
 """
 
 import torch
@@ -66,4 +66,4 @@ def _fake(
     return queries.new_empty(shape, dtype=torch.float32), queries.new_empty(shape, dtype=torch.int64)
 
 
-similarity_topk = define("similarity_topk", SCHEMA, reference=_reference, fake=_fake)
+similarity_topk = define("similarity_topk", SCHEMA, reference=_reference, fake=_fake, has_triton=True)
