@@ -145,7 +145,7 @@ def _by_registers(
         best_of_tiles_kernel, (parts * triton.cdiv(num_queries, tile.queries),), queries, rows, scale, offset, found,
         num_queries, num_rows, k, tiles_each, queries.stride(0), rows.stride(0), width, row_width, kind,
         tile.rows, tile.queries, tile.depth, places, num_warps=tile.num_warps, num_stages=tile.num_stages,
-        maxnreg=MAX_REGISTERS,
+        maxnreg=None if kind == "hamming" else MAX_REGISTERS,
     )  # fmt: skip
     block = MAX_PROGRAMS * places
     launch(merge_kernel, (num_queries,), found, scores, ids, parts * k, k, block, num_warps=block // 512)
