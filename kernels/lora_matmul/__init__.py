@@ -19,7 +19,8 @@ What an adapter may replace, besides adding B(A x): overrides [S, J, 3] int64 na
 columns, of b in columns), each -1 for "as the base model has it"; None stands for -1 everywhere. W is a merged weight
 [n_j, K] in place of the slice's rows of weight; s [n_j] multiplies the columns before the bias (DoRA's m / ‖W + BA‖,
 Liu et al. 2024, which PEFT applies in this order); b [n_j] replaces the slice of bias. columns [C] float32 holds them,
-since a rounded scale would show in every value. A slot with W usually has rank 0.
+since a rounded scale would show in every value. A slot with W usually has rank 0. On CUDA, A, B and W
+begin at multiples of 16 bytes in arena, since whole vectors are read there.
 
 activation is "none", "gelu" (the exact one, by erf), "gelu_tanh", "silu" or "relu"; or gated, over two slices of equal
 width, gate before up: "swiglu" (silu(gate) · up), "geglu" and "geglu_tanh".
