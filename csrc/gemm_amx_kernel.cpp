@@ -61,6 +61,9 @@ struct Finish {
   }
 };
 
+// Weights pass through the first-level cache without staying there (stream loads), so that the block's rows do: they meet
+// one panel after another.
+//
 // Adds rows x panel over `steps` to the sums: tiles 0 and 1 for the first 16 rows, 2 and 3 for the next. Between the
 // steps it finishes the block before, whose vector work fits beside the tile work, and calls `ahead`, its share of the
 // next panel, from memory.
@@ -72,8 +75,8 @@ EMBEDMUX_AMX inline void multiply(const uint16_t* rows, const uint16_t* panel, i
   for (int64_t step = 0; step < steps; ++step) {
     for (int64_t i = 0; i < ahead_elements; i += 32) _mm_prefetch(ahead + step * kStepElements + i, _MM_HINT_T1);
     _tile_loadd(4, rows + step * kStepElements, 64);
-    _tile_loadd(6, panel + step * kStepElements, 64);
-    _tile_loadd(7, panel + step * kStepElements + kTileElements, 64);
+    _tile_stream_loadd(6, panel + step * kStepElements, 64);
+    _tile_stream_loadd(7, panel + step * kStepElements + kTileElements, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     if (Tiles > 1) {
@@ -98,8 +101,8 @@ EMBEDMUX_AMX inline void multiply_low_rank(const std::vector<const LowRank*>& pa
     const bool has_first = tile >= part->first_tile();
     const bool has_second = Tiles > 1 && tile + 1 < part->last_tile();
     for (int64_t rank_tile = 0; rank_tile < part->rank_tiles; ++rank_tile) {
-      _tile_loadd(6, up + rank_tile * kStepElements, 64);
-      _tile_loadd(7, up + rank_tile * kStepElements + kTileElements, 64);
+      _tile_stream_loadd(6, up + rank_tile * kStepElements, 64);
+      _tile_stream_loadd(7, up + rank_tile * kStepElements + kTileElements, 64);
       if (has_first) {
         _tile_loadd(4, down + rank_tile * kTileElements, 64);
         _tile_dpbf16ps(0, 4, 6);
@@ -235,10 +238,11 @@ EMBEDMUX_AMX void run_amx_task(const Product& product, int64_t first_row, int64_
   static thread_local Scratch row_scratch;
   static thread_local LowRankScratch scratch;
   const int64_t blocks = divide_up(last_row - first_row, kBlockRows);
+  std::vector<LowRank> parts = find_parts(product, first_row, last_row, scratch);
   uint16_t* rows = row_scratch.reserve(blocks * product.steps * kStepElements);
   gather_rows(product.x, product.call.inner, first_row, last_row, product.steps, rows);
   settle_memory();
-  std::vector<LowRank> parts = shrink_segments(product, first_row, last_row, rows, scratch);
+  shrink_parts(product, parts, rows, scratch);
   const int64_t group = place_groups(product, last_place - first_place, parts, scratch);
   choose_groups(product)(product, first_row, last_row, first_place, last_place, rows, parts, group);
 }

@@ -9,72 +9,91 @@ namespace {
 
 constexpr int64_t kGroupBytes = 512 * 1024;  // of packed weight and B that stay in the second-level cache for all rows
 
-// C (16 rows, 16 ranks) of up to four row tiles at once: four sums in flight hide the latency of one.
-template <int Tiles>
-EMBEDMUX_AMX void shrink_tiles(const uint16_t* const* rows, const uint16_t* a, int64_t steps, float* const* targets) {
+// 16 ranks of one part: where their A stands in tiles, and which they are.
+struct RankTile {
+  const LowRank* part;
+  int64_t index;
+};
+
+// A x of up to two row tiles by up to two rank tiles, all four sums in flight as in the product itself.
+template <int Rows, int Ranks>
+EMBEDMUX_AMX void shrink_tiles(const uint16_t* rows, const uint16_t* a, int64_t steps, float* const* targets) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t step = 0; step < steps; ++step) {
-    _tile_loadd(4, a + step * kTileElements, 64);
-    _tile_loadd(5, rows[0] + step * kStepElements, 64);
-    _tile_dpbf16ps(0, 5, 4);
-    if (Tiles > 1) {
-      _tile_loadd(6, rows[1] + step * kStepElements, 64);
-      _tile_dpbf16ps(1, 6, 4);
+    _tile_loadd(4, rows + step * kStepElements, 64);
+    _tile_stream_loadd(6, a + step * kTileElements, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if (Ranks > 1) {
+      _tile_stream_loadd(7, a + (steps + step) * kTileElements, 64);
+      _tile_dpbf16ps(1, 4, 7);
     }
-    if (Tiles > 2) {
-      _tile_loadd(7, rows[2] + step * kStepElements, 64);
-      _tile_dpbf16ps(2, 7, 4);
-    }
-    if (Tiles > 3) {
-      _tile_loadd(5, rows[3] + step * kStepElements, 64);
-      _tile_dpbf16ps(3, 5, 4);
+    if (Rows > 1) {
+      _tile_loadd(5, rows + step * kStepElements + kTileElements, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      if (Ranks > 1) _tile_dpbf16ps(3, 5, 7);
     }
   }
   _tile_stored(0, targets[0], 64);
-  if (Tiles > 1) _tile_stored(1, targets[1], 64);
-  if (Tiles > 2) _tile_stored(2, targets[2], 64);
-  if (Tiles > 3) _tile_stored(3, targets[3], 64);
+  if (Ranks > 1) _tile_stored(1, targets[1], 64);
+  if (Rows > 1) _tile_stored(2, targets[2], 64);
+  if (Rows > 1 && Ranks > 1) _tile_stored(3, targets[3], 64);
   settle_memory();
 }
 
-// A x of one part, as row tiles of split values.
-EMBEDMUX_AMX void shrink(const Product& product, const LowRank& part, const uint16_t* rows, uint16_t* a_tiles) {
-  const int64_t inner = product.call.inner, steps = product.steps, first_tile = part.first_tile();
-  for (int64_t rank_tile = 0; rank_tile < part.rank_tiles; ++rank_tile) {
+// A x of the parts of one segment, as row tiles of split values; block by block, so that its rows are read from memory
+// once for all parts.
+EMBEDMUX_AMX void shrink(const Product& product, const LowRank* parts, int64_t num_parts, const uint16_t* rows,
+                         Scratch& scratch) {
+  const int64_t inner = product.call.inner, steps = product.steps;
+  std::vector<RankTile> ranks;
+  for (const LowRank* part = parts; part != parts + num_parts; ++part) {
+    for (int64_t index = 0; index < part->rank_tiles; ++index) ranks.push_back({part, index});
+  }
+  const int64_t num_ranks = static_cast<int64_t>(ranks.size());
+  uint16_t* a_tiles = scratch.reserve(num_ranks * steps * kTileElements);
+  for (int64_t i = 0; i < num_ranks; ++i) {
+    const auto [part, index] = ranks[i];
     for (int64_t step = 0; step < steps; ++step) {
-      const uint16_t* source = part.a + rank_tile * kTileRows * inner + step * kTileDepth;
-      transpose_to_pairs(source, inner, part.rank - rank_tile * kTileRows, inner - step * kTileDepth,
-                         a_tiles + step * kTileElements);
+      transpose_to_pairs(part->a + index * kTileRows * inner + step * kTileDepth, inner, part->rank - index * kTileRows,
+                         inner - step * kTileDepth, a_tiles + (i * steps + step) * kTileElements);
     }
-    settle_memory();
-    for (int64_t tile = first_tile; tile < part.last_tile(); tile += 4) {
-      const int64_t count = std::min<int64_t>(4, part.last_tile() - tile);
-      const uint16_t* sources[4];
+  }
+  settle_memory();
+  const int64_t last_tile = parts->last_tile();
+  for (int64_t tile = parts->first_tile(), count; tile < last_tile; tile += count) {
+    count = std::min(2 - tile % 2, last_tile - tile);  // whole blocks where the segment has them
+    const uint16_t* block = rows + tile / 2 * steps * kStepElements + tile % 2 * kTileElements;
+    for (int64_t i = 0; i < num_ranks; i += 2) {
+      const int64_t together = std::min<int64_t>(2, num_ranks - i);
       float* targets[4];
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t place = tile + i;
-        sources[i] = rows + place / 2 * steps * kStepElements + place % 2 * kTileElements;
-        targets[i] =
-            reinterpret_cast<float*>(part.down + ((place - first_tile) * part.rank_tiles + rank_tile) * kTileElements);
+      for (int64_t j = 0; j < 4; ++j) {
+        const auto [part, index] = ranks[std::min(i + j % 2, num_ranks - 1)];
+        const int64_t place = (tile + j / 2 - part->first_tile()) * part->rank_tiles + index;
+        targets[j] = reinterpret_cast<float*>(part->down + place * kTileElements);
       }
-      constexpr decltype(&shrink_tiles<1>) kKernels[] = {shrink_tiles<1>, shrink_tiles<2>, shrink_tiles<3>,
-                                                         shrink_tiles<4>};
-      kKernels[count - 1](sources, a_tiles, steps, targets);
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t row = (tile + i) * kTileRows;
-        split_to_pairs(targets[i], part.first_row - row, part.last_row - row);
+      constexpr decltype(&shrink_tiles<1, 1>) kKernels[2][2] = {{shrink_tiles<1, 1>, shrink_tiles<1, 2>},
+                                                                {shrink_tiles<2, 1>, shrink_tiles<2, 2>}};
+      kKernels[count - 1][together - 1](block, a_tiles + i * steps * kTileElements, steps, targets);
+      for (int64_t j = 0; j < 4; ++j) {
+        if (j / 2 >= count || j % 2 >= together) continue;
+        const int64_t row = (tile + j / 2) * kTileRows;
+        split_to_pairs(targets[j], parts->first_row - row, parts->last_row - row);
       }
     }
   }
+}
+
+// A new adapter's factors come from memory in every layer: better all at once than line by line.
+void call_ahead(const uint16_t* factors, int64_t elements) {
+  for (int64_t i = 0; i < elements; i += 32) _mm_prefetch(factors + i, _MM_HINT_T1);
 }
 
 }  // namespace
 
-EMBEDMUX_AMX std::vector<LowRank> shrink_segments(const Product& product, int64_t first, int64_t last,
-                                                  const uint16_t* rows, LowRankScratch& scratch) {
+std::vector<LowRank> find_parts(const Product& product, int64_t first, int64_t last, LowRankScratch& scratch) {
   const LoraCall& call = product.call;
   const uint16_t* arena = static_cast<const uint16_t*>(call.arena);
   std::vector<LowRank> parts;
@@ -90,14 +109,22 @@ EMBEDMUX_AMX std::vector<LowRank> shrink_segments(const Product& product, int64_
       down_tiles += parts.back().num_tiles() * parts.back().rank_tiles;
     }
   }
-  uint16_t* a_tiles = scratch.a.reserve(product.steps * kTileElements);
   uint16_t* down = scratch.down.reserve(down_tiles * kTileElements);
   for (LowRank& part : parts) {
     part.down = down;
-    shrink(product, part, rows, a_tiles);
     down += part.num_tiles() * part.rank_tiles * kTileElements;
+    call_ahead(part.a, part.rank * call.inner);
+    call_ahead(part.b, part.rank * (part.last_column - part.first_column));
   }
   return parts;
+}
+
+EMBEDMUX_AMX void shrink_parts(const Product& product, const std::vector<LowRank>& parts, const uint16_t* rows,
+                               LowRankScratch& scratch) {
+  for (size_t first = 0, last; first < parts.size(); first = last) {
+    for (last = first + 1; last < parts.size() && parts[last].first_row == parts[first].first_row;) ++last;
+    shrink(product, &parts[first], last - first, rows, scratch.a);
+  }
 }
 
 int64_t place_groups(const Product& product, int64_t panels, std::vector<LowRank>& parts, LowRankScratch& scratch) {

@@ -64,9 +64,12 @@ struct LowRankScratch {
   Scratch a, down, up;
 };
 
-// The parts that meet rows [first, last) of the call, A x computed from the rows' tiles.
-std::vector<LowRank> shrink_segments(const Product& product, int64_t first, int64_t last, const uint16_t* rows,
-                                     LowRankScratch& scratch);
+// The parts that meet rows [first, last) of the call; their factors are called from memory.
+std::vector<LowRank> find_parts(const Product& product, int64_t first, int64_t last, LowRankScratch& scratch);
+
+// Computes A x of the parts from the rows' tiles.
+void shrink_parts(const Product& product, const std::vector<LowRank>& parts, const uint16_t* rows,
+                  LowRankScratch& scratch);
 
 // Gives the parts room for the B of one group of at most `panels` panels, and returns the panels of a group (even if
 // the product is gated).
