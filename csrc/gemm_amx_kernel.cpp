@@ -61,8 +61,8 @@ struct Finish {
   }
 };
 
-// Weights pass through the first-level cache without staying there (stream loads), so that the block's rows do: they meet
-// one panel after another.
+// Weights pass through the first-level cache without staying there (stream loads), so that the block's rows do: they
+// meet one panel after another.
 //
 // Adds rows x panel over `steps` to the sums: tiles 0 and 1 for the first 16 rows, 2 and 3 for the next. Between the
 // steps it finishes the block before, whose vector work fits beside the tile work, and calls `ahead`, its share of the
@@ -160,7 +160,7 @@ EMBEDMUX_AMX void run_groups(const Product& product, int64_t first_row, int64_t 
   Pending pending;
   for (int64_t first = first_place; first < last_place; first += group) {
     const int64_t last = std::min(last_place, first + group);
-    expand_group(product, parts, first, last);
+    expand_group(product, parts, first, last, last_place);
     for (int64_t block = 0; block < blocks; ++block) {
       touching.clear();
       for (const LowRank& part : parts) {

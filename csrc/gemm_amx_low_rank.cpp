@@ -7,7 +7,7 @@
 namespace embedmux {
 namespace {
 
-constexpr int64_t kGroupBytes = 512 * 1024;  // of packed weight and B that stay in the second-level cache for all rows
+constexpr int64_t kGroupBytes = 256 * 1024;  // of packed weight and B that stay in the second-level cache for all rows
 
 // 16 ranks of one part: where their A stands in tiles, and which they are.
 struct RankTile {
@@ -114,7 +114,6 @@ std::vector<LowRank> find_parts(const Product& product, int64_t first, int64_t l
     part.down = down;
     down += part.num_tiles() * part.rank_tiles * kTileElements;
     call_ahead(part.a, part.rank * call.inner);
-    call_ahead(part.b, part.rank * (part.last_column - part.first_column));
   }
   return parts;
 }
@@ -141,7 +140,8 @@ int64_t place_groups(const Product& product, int64_t panels, std::vector<LowRank
   return group;
 }
 
-EMBEDMUX_AMX void expand_group(const Product& product, const std::vector<LowRank>& parts, int64_t first, int64_t last) {
+EMBEDMUX_AMX void expand_group(const Product& product, const std::vector<LowRank>& parts, int64_t first, int64_t last,
+                               int64_t end) {
   for (const LowRank& part : parts) {
     const int64_t width = part.last_column - part.first_column;
     for (int64_t place = first; place < last; ++place) {
@@ -152,6 +152,12 @@ EMBEDMUX_AMX void expand_group(const Product& product, const std::vector<LowRank
       for (int64_t rank = 0; rank < part.rank; rank += kTileRows, target += kStepElements) {
         duplicate_to_pairs(part.b + rank * width + column - part.first_column, width, part.rank - rank, mask, target);
       }
+    }
+    for (int64_t place = last; place < std::min(end, 2 * last - first); ++place) {
+      const int64_t column = product.panel(place) * kPanelColumns;
+      if (!part.meets(column)) continue;
+      const uint16_t* next = part.b + std::max(column, part.first_column) - part.first_column;
+      for (int64_t rank = 0; rank < part.rank; ++rank) _mm_prefetch(next + rank * width, _MM_HINT_T1);
     }
   }
   settle_memory();

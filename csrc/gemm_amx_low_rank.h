@@ -64,7 +64,7 @@ struct LowRankScratch {
   Scratch a, down, up;
 };
 
-// The parts that meet rows [first, last) of the call; their factors are called from memory.
+// The parts that meet rows [first, last) of the call; their A is called from memory.
 std::vector<LowRank> find_parts(const Product& product, int64_t first, int64_t last, LowRankScratch& scratch);
 
 // Computes A x of the parts from the rows' tiles.
@@ -75,8 +75,9 @@ void shrink_parts(const Product& product, const std::vector<LowRank>& parts, con
 // the product is gated).
 int64_t place_groups(const Product& product, int64_t panels, std::vector<LowRank>& parts, LowRankScratch& scratch);
 
-// Fills the pair tiles of B for a group, the panels at the places [first, last).
-void expand_group(const Product& product, const std::vector<LowRank>& parts, int64_t first, int64_t last);
+// Fills the pair tiles of B for a group, the panels at the places [first, last), and calls the next group's B, up to
+// the place `end`, from memory.
+void expand_group(const Product& product, const std::vector<LowRank>& parts, int64_t first, int64_t last, int64_t end);
 
 }  // namespace embedmux
 
