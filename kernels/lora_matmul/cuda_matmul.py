@@ -35,40 +35,41 @@ ALIGNMENT_BYTES = 16  # of whatever the tables point to in the arena: the contra
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _multiply(total, x, w, K: tl.constexpr, BK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _multiply(total, x, w, K, BK: tl.constexpr, EVEN_K: tl.constexpr):  # type: ignore[no-untyped-def]
     for k in range(0, K, BK):
-        total = tl.dot(load_inner(x, None, k, K, BK), load_inner(w, None, k, K, BK).T, total, input_precision="tf32x3")
+        chunk = load_inner(x, None, k, K, BK, EVEN_K)
+        total = tl.dot(chunk, load_inner(w, None, k, K, BK, EVEN_K).T, total, input_precision="tf32x3")
     return total
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _multiply_both(total, u, x, w, a, has_a, K: tl.constexpr, BK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _multiply_both(total, u, x, w, a, has_a, K, BK: tl.constexpr, EVEN_K: tl.constexpr):  # type: ignore[no-untyped-def]
     for k in range(0, K, BK):
-        chunk = load_inner(x, None, k, K, BK)
-        total = tl.dot(chunk, load_inner(w, None, k, K, BK).T, total, input_precision="tf32x3")
-        u = tl.dot(chunk, load_inner(a, has_a, k, K, BK).T, u, input_precision="tf32x3")
+        chunk = load_inner(x, None, k, K, BK, EVEN_K)
+        total = tl.dot(chunk, load_inner(w, None, k, K, BK, EVEN_K).T, total, input_precision="tf32x3")
+        u = tl.dot(chunk, load_inner(a, has_a, k, K, BK, EVEN_K).T, u, input_precision="tf32x3")
     return total, u
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _recompute(  # type: ignore[no-untyped-def]
     total, x, w, arena, factors, factors_up, width, columns,
-    K: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, RC: tl.constexpr, GATED: tl.constexpr,
+    K, BM: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr, RC: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     """total + x Wᵀ and the first RC ranks, A x taken on the way."""
     CHUNK: tl.constexpr = 2 * RC if GATED else RC
     a, has_a = a_rows(arena, factors, factors_up, 0, K, RC, GATED)
-    total, u = _multiply_both(total, tl.zeros((BM, CHUNK), tl.float32), x, w, a, has_a, K, BK)
+    total, u = _multiply_both(total, tl.zeros((BM, CHUNK), tl.float32), x, w, a, has_a, K, BK, EVEN_K)
     return add_expanded(total, u, load_b(arena, factors, factors_up, 0, width, columns, RC, GATED))
 
 
 @triton.jit(do_not_specialize=["num_segments"])  # type: ignore[untyped-decorator]
 def _matmul(  # type: ignore[no-untyped-def]
     x, weight, bias, arena, adapters, overrides, columns, offsets, slots,
-    u, product, y, num_segments,
-    K: tl.constexpr, SLICES: tl.constexpr, STARTS: tl.constexpr, FIRSTS: tl.constexpr, U_RANKS: tl.constexpr,
+    u, product, y, K, num_segments,
+    SLICES: tl.constexpr, STARTS: tl.constexpr, FIRSTS: tl.constexpr, U_RANKS: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, ALIGN: tl.constexpr, SEGMENTS: tl.constexpr,
-    UNIFORM: tl.constexpr, EVEN: tl.constexpr,
+    UNIFORM: tl.constexpr, EVEN: tl.constexpr, EVEN_K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, R0: tl.constexpr, R1: tl.constexpr,
 ):  # fmt: skip
     J: tl.constexpr = len(SLICES)
@@ -110,7 +111,7 @@ def _matmul(  # type: ignore[no-untyped-def]
         origin, is_merged = find_weight(weight, arena, overrides, slot, first, tl.cast(start, tl.int64) * K, J, ALIGN)
         if GATED:
             origin_up, is_merged_up = find_weight(
-                weight, arena, overrides, slot, 1, tl.full((), width * K, tl.int64), J, ALIGN
+                weight, arena, overrides, slot, 1, tl.cast(width, tl.int64) * K, J, ALIGN
             )
             is_merged = is_merged | is_merged_up
             origin = tl.multiple_of(tl.where(up, origin_up, origin), [ALIGN])
@@ -126,7 +127,7 @@ def _matmul(  # type: ignore[no-untyped-def]
     total = tl.zeros((BM, BN), tl.float32)
     if u is not None:
         if product is None or is_merged:
-            total = _multiply(total, x_rows, w_rows, K, BK)
+            total = _multiply(total, x_rows, w_rows, K, BK, EVEN_K)
         else:
             total = tl.load((product + rows * N)[:, None] + base_column[None, :]).to(tl.float32)
         chunk = tl.arange(0, 2 * R0 if GATED else R0)
@@ -142,15 +143,19 @@ def _matmul(  # type: ignore[no-untyped-def]
             part = tl.load((u + rows * (J * U_RANKS))[:, None] + u_column[None, :], mask=has_r[None, :], other=0.0)
             total = add_expanded(total, part, load_b(arena, factors, factors_up, done, width, slice_column, R0, GATED))
     elif rank == 0:
-        total = _multiply(total, x_rows, w_rows, K, BK)
+        total = _multiply(total, x_rows, w_rows, K, BK, EVEN_K)
     elif rank <= R0:
-        total = _recompute(total, x_rows, w_rows, arena, factors, factors_up, width, slice_column, K, BM, BK, R0, GATED)
+        total = _recompute(
+            total, x_rows, w_rows, arena, factors, factors_up, width, slice_column, K, BM, BK, EVEN_K, R0, GATED
+        )
     else:
-        total = _recompute(total, x_rows, w_rows, arena, factors, factors_up, width, slice_column, K, BM, BK, R1, GATED)
+        total = _recompute(
+            total, x_rows, w_rows, arena, factors, factors_up, width, slice_column, K, BM, BK, EVEN_K, R1, GATED
+        )
     # Ranks that neither u nor the loops above cover: another pass over x for each chunk.
     for done in range(U_RANKS if u is not None else R1, rank, R1):
         a, has_a = a_rows(arena, factors, factors_up, done, K, R1, GATED)
-        part = shrink(x_rows, a, has_a, BM, 2 * R1 if GATED else R1, K, BK)
+        part = shrink(x_rows, a, has_a, BM, 2 * R1 if GATED else R1, K, BK, EVEN_K)
         total = add_expanded(total, part, load_b(arena, factors, factors_up, done, width, slice_column, R1, GATED))
 
     offset = tl.zeros((BN,), tl.float32)
@@ -194,10 +199,11 @@ def multiply(
         _matmul, (num_tiles * firsts[-1],),
         x.contiguous(), weight.contiguous(), bias, arena, adapters.contiguous(),
         None if overrides is None else overrides.contiguous(), columns, segment_offsets, segment_slots,
-        u, product, y, num_segments,
-        K=x.size(1), SLICES=tuple(slices), STARTS=(0, *accumulate(slices)), FIRSTS=firsts, U_RANKS=U_RANKS,
+        u, product, y, x.size(1), num_segments,
+        SLICES=tuple(slices), STARTS=(0, *accumulate(slices)), FIRSTS=firsts, U_RANKS=U_RANKS,
         ACTIVATION=activation, GATED=gated, EVEN=all(width % block == 0 for width in slices),
-        UNIFORM=not gated and len(set(slices)) == 1, ALIGN=ALIGNMENT_BYTES // x.element_size(),
+        EVEN_K=x.size(1) % meta["BK"] == 0, UNIFORM=not gated and len(set(slices)) == 1,
+        ALIGN=ALIGNMENT_BYTES // x.element_size(),
         SEGMENTS=max(16, triton.next_power_of_2(num_segments)), **meta,
     )  # fmt: skip
     return y

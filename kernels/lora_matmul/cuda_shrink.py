@@ -32,9 +32,9 @@ def _store(u, part, rows, row_inside, piece, r, has_r, J: tl.constexpr, U_RANKS:
 
 @triton.jit(do_not_specialize=["num_segments"])  # type: ignore[untyped-decorator]
 def _shrink(  # type: ignore[no-untyped-def]
-    x, arena, adapters, offsets, slots, u, num_segments,
-    K: tl.constexpr, J: tl.constexpr, SPAN: tl.constexpr, U_RANKS: tl.constexpr, ALIGN: tl.constexpr,
-    SEGMENTS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, RC: tl.constexpr,
+    x, arena, adapters, offsets, slots, u, K, num_segments,
+    J: tl.constexpr, SPAN: tl.constexpr, U_RANKS: tl.constexpr, ALIGN: tl.constexpr,
+    SEGMENTS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, RC: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
     row, end, slot = find_tile(tl.program_id(0), offsets, slots, num_segments, SEGMENTS, BM)
     if row >= end:
@@ -45,27 +45,27 @@ def _shrink(  # type: ignore[no-untyped-def]
     for done in range(0, tl.minimum(tl.max(rank), U_RANKS), RC):
         r = done + tl.arange(0, SPAN) % RC
         a_rows = (arena + (a + r.to(tl.int64) * K))[:, None]
-        part = shrink((x + rows * K)[:, None], a_rows, (r < rank)[:, None], BM, SPAN, K, BK)
+        part = shrink((x + rows * K)[:, None], a_rows, (r < rank)[:, None], BM, SPAN, K, BK, EVEN_K)
         _store(u, part, rows, row_inside, piece, r, r < rank, J, U_RANKS)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _load_sum(x, residual, rows, k, K: tl.constexpr, BK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _load_sum(x, residual, rows, k, K, BK: tl.constexpr, EVEN_K: tl.constexpr):  # type: ignore[no-untyped-def]
     """x + residual in float32, [BM, BK]; zero behind K."""
-    total = load_inner((x + rows * K)[:, None], None, k, K, BK).to(tl.float32)
+    total = load_inner((x + rows * K)[:, None], None, k, K, BK, EVEN_K).to(tl.float32)
     if residual is not None:
-        total += load_inner((residual + rows * K)[:, None], None, k, K, BK).to(tl.float32)
+        total += load_inner((residual + rows * K)[:, None], None, k, K, BK, EVEN_K).to(tl.float32)
     return total
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _load_normal(  # type: ignore[no-untyped-def]
     x, residual, weight, bias, mean, scale, rows, k,
-    K: tl.constexpr, BK: tl.constexpr,
+    K, BK: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
     """The norm's result, rounded as it is written, [BM, BK]."""
     column = k + tl.arange(0, BK)
-    total = (_load_sum(x, residual, rows, k, K, BK) - mean[:, None]) * scale[:, None]
+    total = (_load_sum(x, residual, rows, k, K, BK, EVEN_K) - mean[:, None]) * scale[:, None]
     total *= tl.load(weight + column, mask=column < K, other=0.0).to(tl.float32)[None, :]
     if bias is not None:
         total += tl.load(bias + column, mask=column < K, other=0.0).to(tl.float32)[None, :]
@@ -75,9 +75,9 @@ def _load_normal(  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=["num_segments"])  # type: ignore[untyped-decorator]
 def _norm_shrink(  # type: ignore[no-untyped-def]
     x, residual, weight, bias, eps, arena, adapters, offsets, slots,
-    y, u, num_segments,
-    CENTRED: tl.constexpr, K: tl.constexpr, J: tl.constexpr, SPAN: tl.constexpr, U_RANKS: tl.constexpr,
-    ALIGN: tl.constexpr, SEGMENTS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, RC: tl.constexpr,
+    y, u, K, num_segments,
+    CENTRED: tl.constexpr, J: tl.constexpr, SPAN: tl.constexpr, U_RANKS: tl.constexpr, ALIGN: tl.constexpr,
+    SEGMENTS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, RC: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
     row, end, slot = find_tile(tl.program_id(0), offsets, slots, num_segments, SEGMENTS, BM)
     if row >= end:
@@ -87,11 +87,11 @@ def _norm_shrink(  # type: ignore[no-untyped-def]
     mean, square = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
     if CENTRED:
         for k in range(0, K, BK):
-            mean += tl.sum(_load_sum(x, residual, rows, k, K, BK), 1)
+            mean += tl.sum(_load_sum(x, residual, rows, k, K, BK, EVEN_K), 1)
         mean /= K
     for k in range(0, K, BK):
         distance = tl.where(
-            (k + tl.arange(0, BK) < K)[None, :], _load_sum(x, residual, rows, k, K, BK) - mean[:, None], 0.0
+            (k + tl.arange(0, BK) < K)[None, :], _load_sum(x, residual, rows, k, K, BK, EVEN_K) - mean[:, None], 0.0
         )
         square += tl.sum(distance * distance, 1)
     scale = tl.rsqrt(square / K + eps)
@@ -99,7 +99,7 @@ def _norm_shrink(  # type: ignore[no-untyped-def]
     target = (y + rows * K)[:, None] + tl.arange(0, BK)[None, :]
     piece, a, rank = _find_all(adapters, slot, J, SPAN, RC, ALIGN)
     for k in range(0, K, BK):
-        normal = _load_normal(x, residual, weight, bias, mean, scale, rows, k, K, BK)
+        normal = _load_normal(x, residual, weight, bias, mean, scale, rows, k, K, BK, EVEN_K)
         tl.store(target + k, normal, mask=row_inside[:, None] & (k + tl.arange(0, BK) < K)[None, :])
     # The tile is in the first-level cache by now: normalising it again costs less than keeping K values a row.
     for done in range(0, tl.minimum(tl.max(rank), U_RANKS), RC):
@@ -107,17 +107,18 @@ def _norm_shrink(  # type: ignore[no-untyped-def]
         a_rows = (arena + (a + r.to(tl.int64) * K))[:, None]
         part = tl.zeros((BM, SPAN), tl.float32)
         for k in range(0, K, BK):
-            normal = _load_normal(x, residual, weight, bias, mean, scale, rows, k, K, BK)
-            factor = load_inner(a_rows, (r < rank)[:, None], k, K, BK)
+            normal = _load_normal(x, residual, weight, bias, mean, scale, rows, k, K, BK, EVEN_K)
+            factor = load_inner(a_rows, (r < rank)[:, None], k, K, BK, EVEN_K)
             part = tl.dot(normal, factor.T, part, input_precision="tf32x3")
         _store(u, part, rows, row_inside, piece, r, r < rank, J, U_RANKS)
 
 
-def _meta(x: torch.Tensor, adapters: torch.Tensor, segment_slots: torch.Tensor) -> dict[str, int]:
+def _meta(x: torch.Tensor, adapters: torch.Tensor, segment_slots: torch.Tensor, block: int) -> dict[str, int]:
     num_slices, chunk = adapters.size(1), SHRINK_RANKS
     return {
-        "K": x.size(1), "J": num_slices, "SPAN": chunk * triton.next_power_of_2(num_slices), "RC": chunk,
+        "J": num_slices, "SPAN": chunk * triton.next_power_of_2(num_slices), "RC": chunk,
         "U_RANKS": U_RANKS, "ALIGN": ALIGNMENT_BYTES // x.element_size(),
+        "EVEN_K": x.size(1) % block == 0, "BK": block,
         "SEGMENTS": max(16, triton.next_power_of_2(segment_slots.size(0))),
     }  # fmt: skip
 
@@ -135,8 +136,9 @@ def shrink_rows(
     u = x.new_empty(x.size(0), adapters.size(1) * U_RANKS, dtype=torch.float32)
     launch(
         _shrink, (_tiles(x, segment_slots, 32),),
-        x.contiguous(), arena, adapters.contiguous(), segment_offsets, segment_slots, u, segment_slots.size(0),
-        **_meta(x, adapters, segment_slots), BM=32, BK=64 if x.element_size() == 2 else 32, num_warps=4, num_stages=4,
+        x.contiguous(), arena, adapters.contiguous(), segment_offsets, segment_slots, u, x.size(1),
+        segment_slots.size(0), **_meta(x, adapters, segment_slots, 128 // x.element_size()), BM=32,
+        num_warps=4, num_stages=4,
     )  # fmt: skip
     return u
 
@@ -156,7 +158,7 @@ def norm_shrink(
     launch(
         _norm_shrink, (_tiles(x, segment_slots, 16),),
         x.contiguous(), None if residual is None else residual.contiguous(), weight, bias, eps,
-        arena, adapters.contiguous(), segment_offsets, segment_slots, y, u, segment_slots.size(0),
-        CENTRED=centred, **_meta(x, adapters, segment_slots), BM=16, BK=64, num_warps=4, num_stages=2,
+        arena, adapters.contiguous(), segment_offsets, segment_slots, y, u, x.size(1), segment_slots.size(0),
+        CENTRED=centred, **_meta(x, adapters, segment_slots, 64), BM=16, num_warps=4, num_stages=2,
     )  # fmt: skip
     return y, u

@@ -26,12 +26,12 @@ def find_tile(tile, offsets, slots, num_segments, SEGMENTS: tl.constexpr, BM: tl
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def load_inner(rows, inside, k, K: tl.constexpr, BK: tl.constexpr):  # type: ignore[no-untyped-def]
+def load_inner(rows, inside, k, K, BK: tl.constexpr, EVEN_K: tl.constexpr):  # type: ignore[no-untyped-def]
     """[R, BK] of a row-major matrix [., K], column k on; ``rows`` [R, 1] point to rows, ``inside`` (or None) masks."""
     column = k + tl.arange(0, BK)[None, :]
     if inside is None:
-        block = tl.load(rows + column) if K % BK == 0 else tl.load(rows + column, mask=column < K, other=0.0)
-    elif K % BK == 0:
+        block = tl.load(rows + column) if EVEN_K else tl.load(rows + column, mask=column < K, other=0.0)
+    elif EVEN_K:
         block = tl.load(rows + column, mask=inside, other=0.0)
     else:
         block = tl.load(rows + column, mask=inside & (column < K), other=0.0)
@@ -75,7 +75,7 @@ def load_override(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def a_rows(arena, factors, factors_up, done, K: tl.constexpr, RC: tl.constexpr, GATED: tl.constexpr):  # type: ignore[no-untyped-def]
+def a_rows(arena, factors, factors_up, done, K, RC: tl.constexpr, GATED: tl.constexpr):  # type: ignore[no-untyped-def]
     """Pointers [chunk, 1] to the rows of A from rank ``done`` on, and which of them exist."""
     if GATED:
         index = tl.arange(0, 2 * RC)
@@ -111,7 +111,7 @@ def load_b(  # type: ignore[no-untyped-def]
     return b
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def add_expanded(total, u, b):  # type: ignore[no-untyped-def]
     """total + u B, with u [BM, chunk] float32; for half-width B as a sum of two, which keeps 16 bits of u or more."""
     if b.dtype == tl.float32:
@@ -124,11 +124,14 @@ def add_expanded(total, u, b):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def shrink(x, a, has_a, BM: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, BK: tl.constexpr):  # type: ignore[no-untyped-def]
+def shrink(  # type: ignore[no-untyped-def]
+    x, a, has_a, BM: tl.constexpr, CHUNK: tl.constexpr, K, BK: tl.constexpr, EVEN_K: tl.constexpr
+):
     """A x for a tile of rows and a chunk of ranks, [BM, CHUNK] float32."""
     u = tl.zeros((BM, CHUNK), tl.float32)
     for k in range(0, K, BK):
-        u = tl.dot(load_inner(x, None, k, K, BK), load_inner(a, has_a, k, K, BK).T, u, input_precision="tf32x3")
+        chunk = load_inner(x, None, k, K, BK, EVEN_K)
+        u = tl.dot(chunk, load_inner(a, has_a, k, K, BK, EVEN_K).T, u, input_precision="tf32x3")
     return u
 
 

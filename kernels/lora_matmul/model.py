@@ -68,15 +68,15 @@ def blocks(inner: int, slices: tuple[int, ...], itemsize: int, gated: bool) -> d
     Functions of the layer alone, so that a row is summed in one order in every batch. R0 and R1 are the chunks of rank
     for which the kernel has a loop; a gated piece has two of them side by side.
     """
-    ranks = {"R0": 8, "R1": 16} if gated else {"R0": 16, "R1": 32}
+    common = {"R0": 8, "R1": 16} if gated else {"R0": 16, "R1": 32}
     columns = sum(slices) if gated else max(slices)
     if columns < 64 or inner < 64:
-        return {"BM": 16, "BN": 32, "BK": 32, **ranks, "num_warps": 4, "num_stages": 2}
+        return {"BM": 16, "BN": 32, "BK": 32, **common, "num_warps": 4, "num_stages": 2}
     if itemsize == 4:
-        return {"BM": 64, "BN": 64, "BK": 32, **ranks, "num_warps": 4, "num_stages": 3}
+        return {"BM": 64, "BN": 64, "BK": 32, **common, "num_warps": 4, "num_stages": 3}
     if sum(slices) <= 1024:  # fewer columns leave fewer programs: halve the tiles instead of leaving the part idle
-        return {"BM": 64, "BN": 128, "BK": 32, **ranks, "num_warps": 4, "num_stages": 4}
-    return {"BM": 128, "BN": 128, "BK": 32, **ranks, "num_warps": 8, "num_stages": 4}
+        return {"BM": 64, "BN": 128, "BK": 32, **common, "num_warps": 4, "num_stages": 4}
+    return {"BM": 128, "BN": 128, "BK": 32, **common, "num_warps": 8, "num_stages": 4}
 
 
 def cost(shape: Shape, design: str) -> Cost:
