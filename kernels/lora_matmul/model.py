@@ -74,7 +74,7 @@ def blocks(inner: int, slices: tuple[int, ...], itemsize: int, gated: bool) -> d
         return {"BM": 16, "BN": 32, "BK": 32, **common, "num_warps": 4, "num_stages": 2}
     if itemsize == 4:
         return {"BM": 64, "BN": 64, "BK": 32, **common, "num_warps": 4, "num_stages": 3}
-    if sum(slices) <= 1024:  # fewer columns leave fewer programs: halve the tiles instead of leaving the part idle
+    if sum(slices) <= 1152:  # fewer columns leave fewer programs: halve the tiles instead of leaving the part idle
         return {"BM": 64, "BN": 128, "BK": 32, **common, "num_warps": 4, "num_stages": 4}
     return {"BM": 128, "BN": 128, "BK": 32, **common, "num_warps": 8, "num_stages": 4}
 
