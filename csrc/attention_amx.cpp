@@ -18,6 +18,7 @@ constexpr int kStep = 32;               // keys of a step: one tile of weights
 constexpr int kTile = kStrip * kLanes;  // cells of a tile
 constexpr int kTogether = 2;            // strips that share each load of values
 constexpr int kTileBytes = 64;          // from one row of a tile to the next
+constexpr int kSkew = 8 * kLanes;
 constexpr int kSteps = kKeys / kStep;
 constexpr int kPanels = kKeys / kPanel;
 
@@ -53,13 +54,15 @@ struct Workspace {
                          strips * 2 * chunks * kTile,
                          strips * kStrip,
                          strips * kStrip};
-    int64_t total = kLanes;
+    int64_t total = kLanes + kSkew;
     for (const int size : sizes) total += size;
     static thread_local std::vector<Cell> memory;
     if (static_cast<int64_t>(memory.size()) < total) memory.assign(total, 0);
     Cell* parts[8];
+    // Weights are written while scores are read: the same row of both must not have the same low 12 address bits.
     parts[0] = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / sizeof(Cell);
     for (int part = 1; part < 8; ++part) parts[part] = parts[part - 1] + sizes[part - 1];
+    for (int part = 4; part < 8; ++part) parts[part] += kSkew;
     queries = parts[0], keys = parts[1], values = parts[2], weights = parts[3];
     scores = reinterpret_cast<float*>(parts[4]), output = reinterpret_cast<float*>(parts[5]);
     shift = reinterpret_cast<float*>(parts[6]), sum = reinterpret_cast<float*>(parts[7]);
@@ -207,7 +210,8 @@ EMBEDMUX_AMX void hide(const Problem& p, const Strip& strip, int block, int leng
 }
 
 // Scores -> weights; moves the strip's shifts, sums and what earlier blocks left in its output.
-EMBEDMUX_AMX void weigh(const Workspace& w, const Strip& strip, float scale, const float* scores, Cell* weights) {
+EMBEDMUX_AMX void weigh(const Workspace& w, const Strip& strip, float scale, const float* scores, Cell* weights,
+                        Prefetch& prefetch, int64_t lines) {
   const int first = strip.first / kPanel, last = strip.last / kPanel;
   float* shifts = w.shift + strip.index * kStrip;
   float* totals = w.sum + strip.index * kStrip;
@@ -227,6 +231,7 @@ EMBEDMUX_AMX void weigh(const Workspace& w, const Strip& strip, float scale, con
   const __m512 moved = _mm512_max_ps(_mm512_mul_ps(reduce_each<larger>(each), factor), old);
   _mm512_store_ps(shifts, moved);
   for (int r = 0; r < strip.rows; ++r) {
+    prefetch.advance(lines);
     const __m512 shift = _mm512_set1_ps(shifts[r]);
     __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
     for (int panel = first; panel < last; panel += 2) {
@@ -336,8 +341,8 @@ Prefetch prefetch_of(const Problem& p, const Piece& piece) {
   return prefetch;
 }
 
-// `prefetch` gets `heads` calls for as many equal parts.
-void attend_head(const Problem& p, const Chunk& chunk, int head, Prefetch& prefetch, int heads) {
+// Asks for `lines` lines of `prefetch` a row.
+void attend_head(const Problem& p, const Chunk& chunk, int head, Prefetch& prefetch, int64_t lines) {
   const int strips_per_head = (chunk.rows + kStrip - 1) / kStrip;
   const int strips = strips_per_head * p.groups;
   const Workspace w(p.depth, strips);
@@ -373,10 +378,9 @@ void attend_head(const Problem& p, const Chunk& chunk, int head, Prefetch& prefe
       for (int i = 0; i < count; ++i) {
         float* scores = w.scores + i * kPanels * kTile;
         hide(p, group[i], block, chunk.length, scores);
-        weigh(w, group[i], p.scale, scores, w.weights + i * kSteps * kTile);
+        weigh(w, group[i], p.scale, scores, w.weights + i * kSteps * kTile, prefetch, lines);
       }
       gather(w, group, count);
-      prefetch.advance((static_cast<int64_t>(strips) * heads - index + kTogether - 1) / kTogether);
     }
   }
   for (int index = 0; index < strips; ++index) finish(w, index, rows_of(p.out, index));
@@ -384,8 +388,10 @@ void attend_head(const Problem& p, const Chunk& chunk, int head, Prefetch& prefe
 
 void attend_in_tiles(const Problem& p, const Kernels&, const Piece& piece, const Piece* upcoming) {
   Prefetch prefetch = upcoming == nullptr ? Prefetch() : prefetch_of(p, *upcoming);
+  const int64_t rows = static_cast<int64_t>(piece.chunk.rows) * p.groups * (piece.end_head - piece.first_head);
+  const int64_t lines = (prefetch.lines() + rows - 1) / rows;
   for (int head = piece.first_head; head < piece.end_head; ++head) {
-    attend_head(p, piece.chunk, head, prefetch, piece.end_head - head);
+    attend_head(p, piece.chunk, head, prefetch, lines);
   }
 }
 

@@ -60,37 +60,40 @@ struct Problem {
   }
 };
 
-// Brings the rows that the thread's next piece of work reads and writes into the cache, a few at a time while the
-// present piece computes: heads lie far apart in memory, and the processor does not foresee such strides.
+// Brings the rows that the thread's next piece of work reads and writes into the cache, a few lines at a time while the
+// present piece computes: heads lie far apart in memory, and the processor does not foresee such strides. Many at once
+// would wait for each other.
 class Prefetch {
  public:
   void add(const View& view, int64_t token, int head, int64_t rows, int64_t row_bytes) {
     if (rows <= 0) return;
     runs_[count_++] = {view.at(token, head), view.token_stride * view.element_size, rows, row_bytes};
-    left_ += rows;
+    lines_ += rows * ((row_bytes + kLine - 1) / kLine);
   }
 
-  // Asks for 1 / `steps` of what is left.
-  void advance(int64_t steps) {
-    for (int64_t rows = (left_ + steps - 1) / steps; rows > 0 && run_ < count_;) {
+  int64_t lines() const { return lines_; }
+
+  void advance(int64_t lines) {
+    for (; lines > 0 && run_ < count_; --lines) {
       Run& run = runs_[run_];
-      const int64_t part = std::min(rows, run.rows);
-      for (int64_t i = 0; i < part; ++i, run.data += run.stride) {
-        for (int64_t byte = 0; byte < run.row_bytes; byte += 64) __builtin_prefetch(run.data + byte, 0, 2);
-      }
-      run.rows -= part, rows -= part, left_ -= part;
-      if (run.rows == 0) ++run_;
+      __builtin_prefetch(run.data + byte_, 0, 2);
+      byte_ += kLine;
+      if (byte_ < run.row_bytes) continue;
+      byte_ = 0;
+      run.data += run.stride;
+      if (--run.rows == 0) ++run_;
     }
   }
 
  private:
+  static constexpr int64_t kLine = 64;
   struct Run {
     const char* data;
     int64_t stride, rows, row_bytes;
   };
   Run runs_[4];
   int count_ = 0, run_ = 0;
-  int64_t left_ = 0;
+  int64_t byte_ = 0, lines_ = 0;
 };
 
 }  // namespace embedmux::attention
