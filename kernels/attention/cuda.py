@@ -185,7 +185,7 @@ def tile_sizes(depth: int, dtype: torch.dtype) -> dict[str, int]:
     if depth <= 32:
         rows, keys, warps, stages = (64, 32, 4, 2) if wide else (64, 64, 4, 3)
     elif depth <= 64:
-        rows, keys, warps, stages = (32, 32, 4, 2) if wide else (64, 64, 4, 3)
+        rows, keys, warps, stages = (32, 16, 4, 2) if wide else (64, 64, 4, 3)
     elif depth <= 128:
         rows, keys, warps, stages = (16, 32, 4, 2) if wide else (64, 32, 4, 3)
     else:

@@ -1,0 +1,68 @@
+"""What only attention's Triton kernel promises: the same bits in any batch, and batches padded to a fixed size."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from embedmux.kernels import ops
+from embedmux.kernels.attention import cases
+
+LENGTHS = (20, 70, 0, 5)
+PREFIXES = {"prefixes": (9, 40), "prefix_of": (1, 0, 0, -1)}
+
+
+def arguments(**fields: Any) -> cases.Arguments:
+    case = cases.Case("test", torch.float32, LENGTHS, **{"heads": 2, "key_heads": 1, "depth": 24, **fields})
+    return cases.make_inputs(case, seed=7)
+
+
+def padded(offsets: torch.Tensor, to: int) -> torch.Tensor:
+    """More sequences, all empty."""
+    return torch.cat([offsets, offsets[-1:].expand(to)])
+
+
+@pytest.mark.parametrize("fields", ({}, {"causal": True, "window": 30}, PREFIXES), ids=("plain", "window", "prefix"))
+def test_sequence_has_the_same_bits_alone_and_in_a_batch(fields: dict[str, Any]) -> None:
+    q, k, v, offsets, causal, window, scale, *prefix = arguments(**fields)
+    packed = ops.attention.triton(q, k, v, offsets, causal, window, scale, *prefix)
+    edges = offsets.tolist()
+    for s in (1, 3):
+        rows = slice(edges[s], edges[s + 1])
+        own = [*prefix[:3], prefix[3][s : s + 1]] if prefix else []
+        ends = torch.tensor([0, LENGTHS[s]], dtype=torch.int32)
+        alone = ops.attention.triton(q[rows], k[rows], v[rows], ends, causal, window, scale, *own)
+        assert torch.equal(alone, packed[rows])
+
+
+def test_padding_of_rows_and_sequences_changes_nothing() -> None:
+    q, k, v, offsets, causal, window, scale, *prefix = arguments(**PREFIXES)
+    expected = ops.attention.triton(q, k, v, offsets, causal, window, scale, *prefix)
+    wider = [torch.cat([x, torch.full((33, *x.shape[1:]), torch.nan)]) for x in (q, k, v)]
+    prefix[3] = torch.cat([prefix[3], torch.tensor([1, -1, 0], dtype=torch.int32)])
+    found = ops.attention.triton(*wider, padded(offsets, 3), causal, window, scale, *prefix)
+    assert torch.equal(found[: len(q)], expected)
+
+
+def test_empty_batches_launch_nothing() -> None:
+    q = torch.zeros(0, 2, 32)
+    assert ops.attention.triton(q, q, q, torch.zeros(4, dtype=torch.int32), False, -1, 0.2).shape == q.shape
+    assert ops.attention.triton(q, q, q, torch.zeros(1, dtype=torch.int32), False, -1, 0.2).shape == q.shape
+
+
+def test_nan_stays_in_its_sequence() -> None:
+    q, k, v, offsets, causal, window, scale = arguments()
+    clean = ops.attention.triton(q, k, v, offsets, causal, window, scale)
+    k, v = k.clone(), v.clone()
+    k[30], v[31] = torch.nan, torch.inf
+    dirty = ops.attention.triton(q, k, v, offsets, causal, window, scale)
+    assert torch.equal(dirty[:20], clean[:20])
+    assert torch.equal(dirty[90:], clean[90:])
+
+
+def test_strided_last_dimension_is_refused() -> None:
+    q, k, v, *rest = arguments()
+    with pytest.raises(ValueError, match="k must be contiguous in its last dimension"):
+        ops.attention.triton(q, k.mT.contiguous().mT, v, *rest)
+    with pytest.raises(TypeError, match="q must be float32, float16 or bfloat16"):
+        ops.attention.triton(q.double(), k.double(), v.double(), *rest)
