@@ -1,26 +1,11 @@
-// bfloat16 attention with AMX. Everything is kept in tiles of 16 rows of 64 bytes that lie one after the other: query
-// strips of 16 rows, panels of 16 keys, steps of 32 keys. A strip's scores against a block of keys stay in the first
-// cache level between the two products.
-#include <algorithm>
-#include <vector>
-
-#include "attention_avx512.h"
-#include "attention_problem.h"
+// bfloat16 attention with AMX. A strip's scores against a block of keys stay in the first cache level between the two
+// products.
+#include "attention_amx_tiles.h"
 
 #ifdef EMBEDMUX_X86
 
 namespace embedmux::attention {
 namespace {
-
-constexpr int kStrip = 16;              // query rows of a strip
-constexpr int kPanel = 16;              // keys of a panel: one tile of scores
-constexpr int kStep = 32;               // keys of a step: one tile of weights
-constexpr int kTile = kStrip * kLanes;  // cells of a tile
-constexpr int kTogether = 2;            // strips that share each load of values
-constexpr int kTileBytes = 64;          // from one row of a tile to the next
-constexpr int kSkew = 8 * kLanes;
-constexpr int kSteps = kKeys / kStep;
-constexpr int kPanels = kKeys / kPanel;
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
@@ -38,104 +23,6 @@ EMBEDMUX_AMX void enter() {
 
 // Other libraries find the tiles as a fresh thread has them.
 EMBEDMUX_AMX void leave() { _tile_release(); }
-
-// One thread's memory: its size depends on D and on the rows of a chunk alone, never on a sequence's length.
-struct Workspace {
-  int chunks;  // tiles of 32 depths that a head fills
-  Cell *queries, *keys, *values, *weights;
-  float *scores, *output, *shift, *sum;
-
-  Workspace(int depth, int strips) : chunks(round_up(depth, 32) / 32) {
-    const int sizes[] = {strips * chunks * kTile,
-                         kPanels * chunks * kTile,
-                         kSteps * 2 * chunks * kTile,
-                         kTogether * kSteps * kTile,
-                         kTogether * kPanels * kTile,
-                         strips * 2 * chunks * kTile,
-                         strips * kStrip,
-                         strips * kStrip};
-    int64_t total = kLanes + kSkew;
-    for (const int size : sizes) total += size;
-    static thread_local std::vector<Cell> memory;
-    if (static_cast<int64_t>(memory.size()) < total) memory.assign(total, 0);
-    Cell* parts[8];
-    // Weights are written while scores are read: the same row of both must not have the same low 12 address bits.
-    parts[0] = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / sizeof(Cell);
-    for (int part = 1; part < 8; ++part) parts[part] = parts[part - 1] + sizes[part - 1];
-    for (int part = 4; part < 8; ++part) parts[part] += kSkew;
-    queries = parts[0], keys = parts[1], values = parts[2], weights = parts[3];
-    scores = reinterpret_cast<float*>(parts[4]), output = reinterpret_cast<float*>(parts[5]);
-    shift = reinterpret_cast<float*>(parts[6]), sum = reinterpret_cast<float*>(parts[7]);
-  }
-};
-
-// Query rows of one head against one block: keys [first, last) of the block, multiples of kStep.
-struct Strip {
-  int index, position, rows, first, last;
-  bool started;  // the strip has met an earlier block
-};
-
-Strip strip_of(const Problem& p, const Chunk& chunk, int index, int strips_per_head, int block) {
-  Strip strip;
-  strip.index = index;
-  strip.position = chunk.first + index % strips_per_head * kStrip;
-  strip.rows = std::min(kStrip, chunk.first + chunk.rows - strip.position);
-  strip.first = std::max(p.low(strip.position) - block, 0) / kStep * kStep;
-  strip.last = std::min(round_up(p.high(strip.position + strip.rows - 1, chunk.length) - block, kStep), kKeys);
-  strip.started = p.low(strip.position) < block;
-  return strip;
-}
-
-EMBEDMUX_AMX void pack_queries(const Source& source, Cell* tiles) {
-  for (int r = 0; r < source.rows; ++r) {
-    for (int d = 0; d < source.depth; d += kStep) {
-      const __m512i cells = load_cells(source.row<uint16_t>(r), d / 2, source.depth / 2);
-      _mm512_store_si512(tiles + d / kStep * kTile + r * kLanes, cells);
-    }
-  }
-  for (int r = source.rows; r < kStrip; ++r) {
-    for (int d = 0; d < source.depth; d += kStep) {
-      _mm512_store_si512(tiles + d / kStep * kTile + r * kLanes, _mm512_setzero_si512());
-    }
-  }
-}
-
-// Cell (c, key) of tile d of a panel holds the elements 32 d + 2 c and 32 d + 2 c + 1 of that key.
-EMBEDMUX_AMX void pack_keys(const Source& source, Cell* panels, int padded_keys) {
-  for (int key = 0; key < padded_keys; key += kPanel) {
-    for (int d = 0; d < source.depth; d += kStep, panels += kTile) {
-      __m512i block[kPanel];
-      for (int i = 0; i < kPanel; ++i) {
-        block[i] = load_cells(key + i < source.rows ? source.row<uint16_t>(key + i) : nullptr, d / 2, source.depth / 2);
-      }
-      transpose_16x16(block, panels);
-    }
-  }
-}
-
-EMBEDMUX_AMX inline __m512i load_values(const Source& source, int key, int d) {
-  if (key >= source.rows) return _mm512_setzero_si512();
-  const int count = std::min(kStep, source.depth - d);
-  return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((1ULL << count) - 1), source.row<uint16_t>(key) + d);
-}
-
-// Cell (pair, d) of a tile holds the elements d of the keys 2 pair and 2 pair + 1; two tiles for every 32 depths.
-EMBEDMUX_AMX void pack_values(const Source& source, Cell* tiles, int padded_keys) {
-  alignas(64) static constexpr uint16_t kFirst[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                                                      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-  const __m512i low = _mm512_load_si512(kFirst);
-  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-  const int tiles_per_step = (source.depth + kStep - 1) / kStep * 2;
-  for (int key = 0; key < padded_keys; key += 2) {
-    Cell* target = tiles + key / kStep * tiles_per_step * kTile + key % kStep / 2 * kLanes;
-    for (int d = 0; d < source.depth; d += kStep, target += 2 * kTile) {
-      const __m512i even = load_values(source, key, d);
-      const __m512i odd = load_values(source, key + 1, d);
-      _mm512_store_si512(target, _mm512_permutex2var_epi16(even, low, odd));
-      _mm512_store_si512(target + kTile, _mm512_permutex2var_epi16(even, high, odd));
-    }
-  }
-}
 
 // Scores of a strip against `Panels` panels.
 template <int Panels>
@@ -297,21 +184,6 @@ EMBEDMUX_AMX void gather_chunk(const Workspace& w, const Strip& strip, const Cel
   if constexpr (Strips == 2) {
     _tile_stored(2, next, kTileBytes);
     _tile_stored(3, next + kTile, kTileBytes);
-  }
-}
-
-EMBEDMUX_AMX void finish(const Workspace& w, int index, const Source& target) {
-  const float* output = w.output + index * 2 * w.chunks * kTile;
-  for (int r = 0; r < target.rows; ++r) {
-    const __m512 inverse = _mm512_set1_ps(1.0F / w.sum[index * kStrip + r]);
-    auto* out = const_cast<uint16_t*>(target.row<uint16_t>(r));
-    for (int d = 0; d < target.depth; d += kStep) {
-      const float* row = output + d / kPanel * kTile + r * kLanes;
-      const __m512 low = _mm512_mul_ps(_mm512_load_ps(row), inverse);
-      const __m512 high = _mm512_mul_ps(_mm512_load_ps(row + kTile), inverse);
-      const auto lanes = static_cast<__mmask32>((1ULL << std::min(kStep, target.depth - d)) - 1);
-      _mm512_mask_storeu_epi16(out + d, lanes, (__m512i)_mm512_cvtne2ps_pbh(high, low));
-    }
   }
 }
 

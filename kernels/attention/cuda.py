@@ -29,8 +29,8 @@ NO_KEY: tl.constexpr = tl.constexpr(-1e30)  # largest score before the first key
 WIDENS: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)
 
 
-@triton.jit
-def multiply(a, b, sums):
+@triton.jit  # type: ignore[untyped-decorator]
+def multiply(a, b, sums):  # type: ignore[no-untyped-def]
     """sums + a @ b in float32."""
     if WIDENS:
         a = a.to(tl.float32)
@@ -38,8 +38,8 @@ def multiply(a, b, sums):
     return tl.dot(a, b, sums, input_precision="tf32x3")
 
 
-@triton.jit
-def find_tile(offsets, n, tile, ROWS: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def find_tile(offsets, n, tile, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
     """(sequence, tile within it) of the tile-th tile of ROWS rows of the batch; the sequence is n behind the last."""
     sequence = 0
     before = 0  # tiles of the sequences looked at so far
@@ -58,8 +58,8 @@ def find_tile(offsets, n, tile, ROWS: tl.constexpr):
     return sequence, tile - first
 
 
-@triton.jit
-def walk_keys(
+@triton.jit  # type: ignore[untyped-decorator]
+def walk_keys(  # type: ignore[no-untyped-def]
     sums, total, largest, q, k, v, k_stride, v_stride, place, begin, end, count, window, scale,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, MASKED: tl.constexpr,
@@ -90,8 +90,8 @@ def walk_keys(
     return sums, total, largest
 
 
-@triton.jit
-def walk_part(
+@triton.jit  # type: ignore[untyped-decorator]
+def walk_part(  # type: ignore[no-untyped-def]
     sums, total, largest, q, k, v, k_stride, v_stride, place, low, high, count, window, scale,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOWED: tl.constexpr,
@@ -123,8 +123,8 @@ def walk_part(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["n", "window"])
-def attend(
+@triton.jit(do_not_specialize=["n", "window"])  # type: ignore[untyped-decorator]
+def attend(  # type: ignore[no-untyped-def]
     q, k, v, out, offsets, prefix_k, prefix_v, prefix_offsets, prefix_of, n, window, scale,
     q_token, q_head, k_token, k_head, v_token, v_head, out_token, prefix_k_token, prefix_k_head, prefix_v_token,
     prefix_v_head, D: tl.constexpr, BD: tl.constexpr, GROUP: tl.constexpr, PACK: tl.constexpr, BM: tl.constexpr,
