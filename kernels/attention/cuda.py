@@ -29,7 +29,7 @@ NO_KEY: tl.constexpr = tl.constexpr(-1e30)  # largest score before the first key
 WIDENS: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def multiply(a, b, sums):  # type: ignore[no-untyped-def]
     """sums + a @ b in float32."""
     if WIDENS:
