@@ -38,6 +38,12 @@ def make_inputs(case: Case, seed: int) -> Arguments:
     return x + case.offset, residual if case.residual else None, weight, bias if case.bias else None, 1e-5
 
 
+def cost(case: Case) -> tuple[int, int]:
+    """(bytes, operations): add, mean, squared distances, scale and shift."""
+    weights = 2 * case.width * case.weight_dtype.itemsize
+    return case.bytes + weights, 8 * case.rows * case.width
+
+
 def tolerance(case: Case) -> tuple[float, float]:
     """(rtol, atol) against float64."""
     if case.dtype == torch.float32:

@@ -1,6 +1,6 @@
 """Shapes of rescore that tests and benchmarks walk."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,6 +24,23 @@ def make_inputs(case: Case, seed: int) -> Arguments:
     named = torch.randint(-1, case.rows, shape, generator=generator)
     missing = torch.rand(shape, generator=generator) < 1 / 8
     return queries, rows, named.where(~missing, -1), kind, scale, offset
+
+
+def _gathered(case: Case) -> Case:
+    """The same with as many rows as are read for one query."""
+    return replace(case, queries=1, rows=case.candidates)
+
+
+def cost(case: Case) -> tuple[int, int]:
+    """(bytes, operations) at least: no row is in the cache."""
+    bytes_, operations = vectors.vector_cost(_gathered(case))
+    return case.queries * (bytes_ + 12 * case.candidates), case.queries * operations
+
+
+def kernel_cost(case: Case) -> tuple[int, int]:
+    """(bytes, operations) of the Triton kernel."""
+    bytes_, operations = vectors.tile_cost(_gathered(case))
+    return case.queries * (bytes_ + 12 * case.candidates), case.queries * operations
 
 
 def tolerance(case: Case) -> tuple[float, float]:

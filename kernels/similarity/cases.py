@@ -68,6 +68,49 @@ def make_inputs(case: Case, seed: int) -> Arguments:
     return queries, rows, kind, scale, offset
 
 
+def _stored(case: Case) -> tuple[int, int]:
+    """Bytes of a query and of a row."""
+    kind = case.op_kind
+    packed, size = (case.width + 7) // 8, FLOAT_DTYPES[case.kind[4:]].itemsize if kind == "dot" else 1
+    query = {"hamming": packed, "float_binary": 4 * case.width, "float_int8": 4 * case.width}.get(
+        kind, size * case.width
+    )
+    return query, packed if kind in ("hamming", "float_binary") else size * case.width
+
+
+def vector_cost(case: Case) -> tuple[int, int]:
+    """(bytes, operations) of reading all vectors once and scoring every pair, without what becomes of the scores.
+
+    A population count of four bytes is told as an operation, as a processor has it.
+    """
+    query, row = _stored(case)
+    operations = 3 * -(-row // 4) if case.op_kind == "hamming" else 2 * case.width
+    return case.queries * query + case.rows * row, case.pairs * operations
+
+
+def tile_cost(case: Case) -> tuple[int, int]:
+    """As the Triton kernels do it: tiles filled up, and float queries in three parts against codes."""
+    bytes_, operations = vector_cost(case)
+    if case.op_kind == "hamming":
+        return bytes_, operations // 3 * 17  # the count by arithmetic
+    padded = -(-case.rows // 128) * 128 * -(-case.queries // 32) * 32
+    parts = 3 if case.op_kind in ("float_int8", "float_binary") else 1
+    depth = -(-case.width // 256) * 256 if case.op_kind == "float_binary" else case.width
+    return bytes_, 2 * padded * depth * parts
+
+
+def cost(case: Case) -> tuple[int, int]:
+    """(bytes, operations) at least."""
+    bytes_, operations = vector_cost(case)
+    return bytes_ + 4 * case.pairs, operations
+
+
+def kernel_cost(case: Case) -> tuple[int, int]:
+    """(bytes, operations) of the Triton kernel."""
+    bytes_, operations = tile_cost(case)
+    return bytes_ + 4 * case.pairs, operations
+
+
 def tolerance(case: Case) -> tuple[float, float]:
     """(rtol, atol) against float64."""
     if case.op_kind in ("int8", "hamming"):

@@ -23,6 +23,23 @@ def make_inputs(case: Case, seed: int) -> Arguments:
     return queries, rows, kind, case.k, scale, offset
 
 
+def cost(case: Case) -> tuple[int, int]:
+    """(bytes, operations) at least."""
+    bytes_, operations = vectors.vector_cost(case)
+    return bytes_ + 12 * case.queries * case.k, operations
+
+
+def kernel_cost(case: Case) -> tuple[int, int]:
+    """(bytes, operations) of the Triton kernels: up to 32 wanted, candidates of 256 programs; else scores, sorted.
+
+    A radix sort reads and writes a float32 and an int64 in four passes.
+    """
+    bytes_, operations = vectors.tile_cost(case)
+    if case.k > 32:
+        return bytes_ + (8 + 4 * 2 * 12) * case.pairs, operations
+    return bytes_ + 16 * 256 * case.queries * case.k, operations
+
+
 def tolerance(case: Case) -> tuple[float, float]:
     """(rtol, atol) against float64, of scores and, since it is far below 1, of ids."""
     return vectors.tolerance(case) if case.is_scaled and case.op_kind == "int8" else (0.0, 0.0)

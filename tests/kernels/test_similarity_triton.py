@@ -1,14 +1,37 @@
-"""Search on the GPU, in Triton's interpreter: one score in three ops, ties, NaN, many rows wanted, any strides."""
+"""Search in Triton, on a GPU or in its interpreter: one score in three ops, ties, NaN, many rows, any strides."""
+
+from typing import Any
 
 import pytest
 import torch
 
 from embedmux.kernels import ops
-from embedmux.kernels.rescore.cuda import rescore
+from embedmux.kernels.library import Op
 from embedmux.kernels.similarity import cases
-from embedmux.kernels.similarity.cuda import similarity
 from embedmux.kernels.similarity_topk import cuda as topk
-from embedmux.kernels.similarity_topk.cuda import similarity_topk
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on_triton(op: Op, *arguments: Any) -> Any:
+    """The Triton kernel's answer, back on the CPU."""
+    found = op.triton(*(value.to(DEVICE) if isinstance(value, torch.Tensor) else value for value in arguments))
+    return found.cpu() if isinstance(found, torch.Tensor) else tuple(value.cpu() for value in found)
+
+
+def similarity(*arguments: Any) -> torch.Tensor:
+    found: torch.Tensor = on_triton(ops.similarity, *arguments)
+    return found
+
+
+def similarity_topk(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    scores, ids = on_triton(ops.similarity_topk, *arguments)
+    return scores, ids
+
+
+def rescore(*arguments: Any) -> torch.Tensor:
+    found: torch.Tensor = on_triton(ops.rescore, *arguments)
+    return found
 
 
 def inputs(kind: str, queries: int, rows: int, width: int, *, seed: int = 1, on_grid: bool = False) -> cases.Arguments:
@@ -79,7 +102,7 @@ def test_candidates_outside_the_rows_read_nothing() -> None:
 def test_any_strides_are_read(kind: str, columns: slice, step: int) -> None:
     width = 16 * (8 if kind == "hamming" else 1)
     queries, rows, name, scale, offset = inputs(kind, 3, 20, width)
-    left, right = queries[:, columns], rows[::step, columns]
+    left, right = queries.to(DEVICE)[:, columns], rows.to(DEVICE)[::step, columns]
     expected = similarity(left.contiguous(), right.contiguous(), name, scale, offset)
     assert same_bits(similarity(left, right, name, scale, offset), expected)
     sideways = right.t().contiguous().t()
