@@ -76,6 +76,7 @@ def modelled_row(op: Any, case: Any, call: aot.Call, kernels: dict[int, list[aot
         rate = min((gpu.rate(dot) for kernel in launches for dot in kernel.dots), default=gpu.vector)
         floor = max(least[0] / gpu.memory, least[1] / rate)
         model = max(ours[0] / gpu.memory / MEMORY_SHARE, ours[1] / rate / TENSOR_SHARE) + len(launches) * LAUNCH_S
+        model += sum(ours[2:]) * 2 / gpu.vector
         cells.append(f"{floor * 1e6:.3g} µs, {model / floor:.1f}x")
     num_launches = len(next(iter(kernels.values())))
     return [op.name, case.name, f"{least[0] / 1e6:.3g}", f"{least[1] / 1e9:.3g}", str(num_launches), *cells]

@@ -93,8 +93,8 @@ def tile_cost(case: Case) -> tuple[int, int]:
     bytes_, operations = vector_cost(case)
     if case.op_kind == "hamming":
         return bytes_, operations // 3 * 17  # the count by arithmetic
-    padded = -(-case.rows // 128) * 128 * -(-case.queries // 32) * 32
-    parts = 3 if case.op_kind in ("float_int8", "float_binary") else 1
+    rows, queries, parts = (256, 16, 3) if case.op_kind in ("float_int8", "float_binary") else (128, 32, 1)
+    padded = -(-case.rows // rows) * rows * -(-case.queries // queries) * queries
     depth = -(-case.width // 256) * 256 if case.op_kind == "float_binary" else case.width
     return bytes_, 2 * padded * depth * parts
 

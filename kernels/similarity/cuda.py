@@ -56,6 +56,6 @@ def similarity(
     launch(
         similarity_kernel, (programs,), queries, rows, query_scale, query_offset, out, num_queries, num_rows,
         queries.stride(0), rows.stride(0), width, row_width, kind, tile.rows, tile.queries, tile.depth,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.max_registers,
     )  # fmt: skip
     return out

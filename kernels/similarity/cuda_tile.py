@@ -27,23 +27,26 @@ WIDEST = tl.constexpr(3.38e38)  # above, rounding to bfloat16 may give infinity
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Block sizes: rows, queries, and what is read of a row at once (dimensions, or bytes of packed bits)."""
+    """Block sizes: rows, queries, and what is read of a row at once (dimensions, or bytes of packed bits).
+
+    max_registers: None leaves their number to the assembler, which may spill a few to fit one more block.
+    """
 
     rows: int
     queries: int
     depth: int
     num_warps: int = 8
     num_stages: int = 3
+    max_registers: int | None = None
 
 
 def tile_of(kind: str, dtype: torch.dtype) -> Tile:
     """The tile for a kind and the queries' dtype. With more, topk's keys would not fit into registers beside it."""
     if kind == "hamming":
         return Tile(256, 8, 4)
-    if kind == "float_binary":
-        return Tile(128, 32, 32, num_stages=2)
-    if kind == "float_int8":
-        return Tile(128, 32, 32)
+    if kind in ("float_binary", "float_int8"):
+        # Three products each, so less padding where one query is asked.
+        return Tile(256, 16, 32, num_stages=2, max_registers=168)
     if kind == "int8":
         return Tile(128, 32, 128)
     return Tile(128, 32, 32 if dtype == torch.float32 else 64)

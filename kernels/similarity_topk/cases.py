@@ -29,15 +29,23 @@ def cost(case: Case) -> tuple[int, int]:
     return bytes_ + 12 * case.queries * case.k, operations
 
 
-def kernel_cost(case: Case) -> tuple[int, int]:
-    """(bytes, operations) of the Triton kernels: up to 32 wanted, candidates of 256 programs; else scores, sorted.
+def kernel_cost(case: Case) -> tuple[int, ...]:
+    """(bytes, operations, operations of plain cores) of the Triton kernels.
 
-    A radix sort reads and writes a float32 and an int64 in four passes.
+    Up to 32 wanted: 256 programs each look at their tiles of 4096 scores, once to order them (8 operations a score) and
+    once more (5) for every round, of which the t-th tile takes one more than its busiest query finds new rows there:
+    about k / t. More wanted: scores are written, and sorted by a radix sort that reads and writes a float32 and an
+    int64 in four passes.
     """
     bytes_, operations = vectors.tile_cost(case)
     if case.k > 32:
-        return bytes_ + (8 + 4 * 2 * 12) * case.pairs, operations
-    return bytes_ + 16 * 256 * case.queries * case.k, operations
+        return bytes_ + (8 + 4 * 2 * 12) * case.pairs, operations, 0
+    queries = {"hamming": 8, "float_int8": 16, "float_binary": 16}.get(case.op_kind, 32)
+    tiles = max(1, case.rows * queries // 4096)
+    each = max(1, -(-tiles // 256))
+    rounds = sum(1 + case.k / t + 3 * (case.k / t) ** 0.5 for t in range(1, each + 1))
+    scores = 4096 * -(-case.queries // queries) * min(tiles, 256)
+    return bytes_ + 16 * 256 * case.queries * case.k, operations, int(scores * (8 * each + 5 * rounds))
 
 
 def tolerance(case: Case) -> tuple[float, float]:

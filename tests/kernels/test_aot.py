@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from embedmux.kernels import aot, gpus, ops
+from embedmux.kernels.library import Op
 
 PROBE = Path(__file__).with_name("aot_probe.py")
 
@@ -63,6 +64,15 @@ def test_what_was_compiled_is_found_by_a_second_process_and_by_ordinary_launches
     assert probe(tmp_path, "launch", "90", "bf16") == [{"key": first["key"], "was_cached": True}]
     # The part is in the key: another one compiles for itself.
     assert [kernel["was_cached"] for kernel in probe(tmp_path, "launch", "80", "bf16")] == [False]
+
+
+@pytest.mark.parametrize("op", [op for op in ops.ALL if hasattr(aot.cases_of(op), "cost")], ids=lambda op: op.name)
+def test_no_kernel_is_modelled_below_what_must_be_done(op: Op) -> None:
+    module = aot.cases_of(op)
+    for case in (*module.CASES, *aot.compile_cases(op)):
+        least = module.cost(case)
+        ours = module.kernel_cost(case) if hasattr(module, "kernel_cost") else least
+        assert all(mine >= needed >= 0 for mine, needed in zip(ours, least, strict=False)), case
 
 
 @pytest.mark.parametrize(
