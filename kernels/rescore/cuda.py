@@ -65,6 +65,7 @@ def rescore(
     launch(
         rescore_kernel, grid, queries, rows, candidates, query_scale, query_offset, out, rows.size(0),
         candidates.size(1), queries.stride(0), rows.stride(0), candidates.stride(0), queries.size(1), row_width, kind,
-        tile.rows, tile.queries, tile.depth, num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=tile.max_registers,
+        tile.rows, tile.queries, tile.depth, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        maxnreg=tile.max_registers,
     )  # fmt: skip
     return out

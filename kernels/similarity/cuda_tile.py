@@ -46,7 +46,7 @@ def tile_of(kind: str, dtype: torch.dtype) -> Tile:
         return Tile(256, 8, 4)
     if kind in ("float_binary", "float_int8"):
         # Three products each, so less padding where one query is asked.
-        return Tile(256, 16, 32, num_stages=2, max_registers=168)
+        return Tile(256, 16, 32, num_stages=2, max_registers=168 if kind == "float_binary" else None)
     if kind == "int8":
         return Tile(128, 32, 128)
     return Tile(128, 32, 32 if dtype == torch.float32 else 64)
