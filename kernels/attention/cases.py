@@ -58,6 +58,18 @@ def _offsets(lengths: tuple[int, ...]) -> torch.Tensor:
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
 
+def cost(case: Case) -> tuple[int, int]:
+    """(bytes, operations) at least: q, k, v and the result once, both products where the mask lets a pair through."""
+    before = [case.prefixes[prefix] if prefix >= 0 else 0 for prefix in case.prefix_of] or [0] * len(case.lengths)
+    pairs = 0
+    for length, prefix in zip(case.lengths, before, strict=True):
+        seen = (prefix + (i + 1 if case.causal else length) for i in range(length))
+        widest = prefix + length if case.window < 0 else case.window * (1 if case.causal else 2) + 1
+        pairs += sum(min(keys, widest) for keys in seen)
+    values = sum(case.lengths) * 2 * (case.heads + case.key_heads) + sum(case.prefixes) * 2 * case.key_heads
+    return values * case.depth * case.dtype.itemsize, 4 * pairs * case.heads * case.depth
+
+
 def tolerance(case: Case) -> tuple[float, float]:
     """(rtol, atol) against float64."""
     if case.dtype == torch.bfloat16:

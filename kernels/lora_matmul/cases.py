@@ -6,7 +6,7 @@ from math import prod
 
 import torch
 
-from embedmux.kernels.lora_matmul import ACTIVATIONS
+from embedmux.kernels.lora_matmul import ACTIVATIONS, GATED, model
 
 Arguments = tuple[
     torch.Tensor,
@@ -106,6 +106,30 @@ def make_inputs(case: Case, seed: int) -> Arguments:
         overrides if has_overrides else None,
         torch.cat(columns) if has_overrides else None,
     )
+
+
+def cost(case: Case) -> tuple[int, int]:
+    """(bytes, operations) at least: operands, the factors in use and y once; both products, at exact ranks."""
+    operands = case.rows * case.inner + case.columns * (case.inner + case.bias)
+    operands += case.rows * case.columns // (2 if case.activation in GATED else 1)
+    operations = case.flops
+    for slot, ranks in enumerate(case.ranks):
+        rows = sum(rows for rows, used in case.segments if used == slot)
+        factors = sum(rank * (case.inner + width) for rank, width in zip(ranks, case.slices, strict=True))
+        operands += factors if rows else 0
+        operations += 2 * rows * factors
+    return operands * case.dtype.itemsize, operations
+
+
+def kernel_cost(case: Case) -> tuple[int, int]:
+    """(bytes, operations) of the Triton design that the layer's shape chooses, as ``model.py`` counts them."""
+    gated, size, least = case.activation in GATED, case.dtype.itemsize, cost(case)
+    used = {slot for rows, slot in case.segments if rows and slot >= 0}
+    rank = max((rank for slot in used for rank in case.ranks[slot]), default=0)
+    shape = model.Shape(case.rows, case.inner, case.slices, rank, len(used), size, gated)
+    design = "recompute" if model.recomputes(case.inner, case.slices, size, gated) else "extend"
+    found = model.cost(shape, design if rank else "base")
+    return max(int(found.bytes), least[0]), max(int(found.flops), least[1])
 
 
 def tolerance(case: Case) -> tuple[float, float]:

@@ -42,6 +42,12 @@ def make_inputs(case: Case, seed: int) -> Arguments:
     return (*_tokens(case.queries, case, generator), *_tokens(case.documents, case, generator))
 
 
+def cost(case: Case) -> tuple[int, int]:
+    """(bytes, operations) at least."""
+    queries = sum(case.queries) * case.dimensions * case.dtype.itemsize
+    return case.bytes + queries + 4 * len(case.queries) * len(case.documents), case.flops
+
+
 def tolerance(case: Case) -> tuple[float, float]:
     """(rtol, atol) against float64: products of bfloat16 and float16 are exact in float32, whose sums err alike."""
     return (0.0, 0.0) if case.dtype == torch.int8 else (2e-6, 1e-6 * case.dimensions)

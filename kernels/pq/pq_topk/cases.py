@@ -42,6 +42,11 @@ def make_inputs(case: Case, seed: int) -> Arguments:
     return tables, codes, case.k, pack_pq(codes) if case.packed else None
 
 
+def cost(case: Case) -> tuple[int, int]:
+    """(bytes, operations) at least: codes, tables and results once, one addition for each entry looked up."""
+    return case.bytes + case.queries * (64 * case.parts + 12 * case.k), case.lookups
+
+
 def tolerance(case: Case) -> tuple[float, float]:
     """Scores and ids are exact."""
     return 0.0, 0.0

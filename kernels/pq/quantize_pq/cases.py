@@ -36,6 +36,11 @@ def make_inputs(case: Case, seed: int) -> Arguments:
     return rows, codebooks
 
 
+def cost(case: Case) -> tuple[int, int]:
+    """(bytes, operations) at least."""
+    return case.bytes + 64 * case.parts * case.width, case.flops
+
+
 def tolerance(case: Case) -> tuple[float, float]:
     """Codes are exact."""
     return 0.0, 0.0
