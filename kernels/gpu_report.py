@@ -45,8 +45,8 @@ def main(path: Path, limit: int) -> None:
         "## Compiled\n\nRegisters of a thread / KiB of shared memory of a block / share of a multiprocessor's warps;\n"
         "bold where a kernel spills registers, does not fit or misses the tensor cores.\n",
         *table(["op", "case", "kernel", *(f"sm_{target}" for target in gpus.TARGETS)], compiled),
-        "\n## Modelled\n\nMicroseconds of the floor, and the distance of our launches from it. Where the floor is below\n"
-        "a microsecond or two, the distance is the start of a launch.\n",
+        "\n## Modelled\n\nMicroseconds of the floor, and the distance of our launches from it. Where the floor is\n"
+        "below a microsecond or two, the distance is the start of a launch.\n",
         *table(["op", "case", "MB", "Gop", "launches", *(gpu.name for gpu in gpus.GPUS)], modelled),
     ]
     path.write_text("\n".join(sections) + "\n", encoding="utf-8")
