@@ -16,8 +16,8 @@ K 3072, N 768 (down)              9 % against 54 %     13 % against 30 %    reco
 ================================  ===================  ===================  ==========================
 
 Each cell: recompute against extend. Both beat the unfused pair beside cuBLAS (46 % to 163 %, ``cuda_unfused.py``). In
-float32 a product costs six times as much and a byte twice, so all but the smallest layers extend. Where the norm
-before the layer gives u (``norm_shrink``), extend needs 2 % to 9 % everywhere.
+float32 a product costs six times as much and a byte twice, so every layer extends. Where the norm before the layer
+gives u (``norm_shrink``), extend needs 2 % to 9 % everywhere.
 """
 
 import torch
