@@ -56,15 +56,36 @@ EMBEDMUX_AMX void score_panels(const Cell* queries, const Cell* keys, int chunks
   }
 }
 
-void score(const Workspace& w, const Strip& strip, float* scores) {
-  const Cell* queries = w.queries + strip.index * w.chunks * kTile;
-  int panel = strip.first / kPanel;
-  const int end = strip.last / kPanel;
-  for (; panel + 4 <= end; panel += 4) {
-    score_panels<4>(queries, w.keys + panel * w.chunks * kTile, w.chunks, scores + panel * kTile);
+// The scores of a strip, four panels at a time: between rows of the strip before it, whose softmax keeps the vector
+// units busy while the tiles wait for each other.
+class Scoring {
+ public:
+  Scoring(const Workspace& w, const Strip& strip, float* scores)
+      : w_(w), strip_(strip), scores_(scores), panel_(strip.first / kPanel) {}
+
+  void advance() {
+    const int left = strip_.last / kPanel - panel_;
+    if (left <= 0) return;
+    const Cell* queries = w_.queries + strip_.index * w_.chunks * kTile;
+    const Cell* keys = w_.keys + panel_ * w_.chunks * kTile;
+    if (left >= 4) {
+      score_panels<4>(queries, keys, w_.chunks, scores_ + panel_ * kTile);
+    } else {
+      score_panels<2>(queries, keys, w_.chunks, scores_ + panel_ * kTile);
+    }
+    panel_ += 4;
   }
-  if (panel < end) score_panels<2>(queries, w.keys + panel * w.chunks * kTile, w.chunks, scores + panel * kTile);
-}
+
+  void finish() {
+    while (panel_ < strip_.last / kPanel) advance();
+  }
+
+ private:
+  const Workspace& w_;
+  const Strip& strip_;
+  float* scores_;
+  int panel_;
+};
 
 // 2^x for a weight that is rounded to bfloat16 next: relative error 3.3e-4, exact at whole x, so that the largest
 // weight is 1. 0 for -inf and below the range; NaN stays NaN.
@@ -98,7 +119,7 @@ EMBEDMUX_AMX void hide(const Problem& p, const Strip& strip, int block, int leng
 
 // Scores -> weights; moves the strip's shifts, sums and what earlier blocks left in its output.
 EMBEDMUX_AMX void weigh(const Workspace& w, const Strip& strip, float scale, const float* scores, Cell* weights,
-                        Prefetch& prefetch, int64_t lines) {
+                        Prefetch& prefetch, int64_t lines, Scoring& next) {
   const int first = strip.first / kPanel, last = strip.last / kPanel;
   float* shifts = w.shift + strip.index * kStrip;
   float* totals = w.sum + strip.index * kStrip;
@@ -119,6 +140,7 @@ EMBEDMUX_AMX void weigh(const Workspace& w, const Strip& strip, float scale, con
   _mm512_store_ps(shifts, moved);
   for (int r = 0; r < strip.rows; ++r) {
     prefetch.advance(lines);
+    if (r % 4 == 0) next.advance();
     const __m512 shift = _mm512_set1_ps(shifts[r]);
     __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
     for (int panel = first; panel < last; panel += 2) {
@@ -239,20 +261,26 @@ void attend_head(const Problem& p, const Chunk& chunk, int head, Prefetch& prefe
               last - first);
     pack_values(p.keys(p.v, p.prefix_v, chunk, block + first, head, rows),
                 w.values + first / kStep * 2 * w.chunks * kTile, last - first);
-    for (int index = 0; index < strips; index += kTogether) {
-      Strip group[kTogether];
-      int count = 0;
-      for (int i = index; i < std::min(index + kTogether, strips); ++i) {
-        const Strip strip = strip_of(p, chunk, i, strips_per_head, block);
-        if (strip.first < strip.last) group[count++] = strip;
+    Strip strip = strip_of(p, chunk, 0, strips_per_head, block);
+    Scoring(w, strip, w.scores).finish();
+    Strip group[kTogether];
+    int count = 0;
+    for (int index = 0; index < strips; ++index) {
+      Strip after = strip_of(p, chunk, std::min(index + 1, strips - 1), strips_per_head, block);
+      if (index + 1 == strips) after.last = after.first;
+      float* scores = w.scores + index % 2 * kPanels * kTile;
+      Scoring next(w, after, w.scores + (index + 1) % 2 * kPanels * kTile);
+      if (strip.first < strip.last) {
+        hide(p, strip, block, chunk.length, scores);
+        weigh(w, strip, p.scale, scores, w.weights + count * kSteps * kTile, prefetch, lines, next);
+        group[count++] = strip;
       }
-      for (int i = 0; i < count; ++i) score(w, group[i], w.scores + i * kPanels * kTile);
-      for (int i = 0; i < count; ++i) {
-        float* scores = w.scores + i * kPanels * kTile;
-        hide(p, group[i], block, chunk.length, scores);
-        weigh(w, group[i], p.scale, scores, w.weights + i * kSteps * kTile, prefetch, lines);
+      next.finish();
+      strip = after;
+      if (count == kTogether || index + 1 == strips) {
+        gather(w, group, count);
+        count = 0;
       }
-      gather(w, group, count);
     }
   }
   for (int index = 0; index < strips; ++index) finish(w, index, rows_of(p.out, index));
