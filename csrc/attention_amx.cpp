@@ -210,8 +210,8 @@ EMBEDMUX_AMX void gather_chunk(const Workspace& w, const Strip& strip, const Cel
 }
 
 void gather(const Workspace& w, const Strip* strips, int count) {
-  const bool together = count == 2 && strips[0].first == strips[1].first && strips[0].last == strips[1].last &&
-                        strips[0].started == strips[1].started;
+  const bool together = count == 2 && strips[1].index == strips[0].index + 1 && strips[0].first == strips[1].first &&
+                        strips[0].last == strips[1].last && strips[0].started == strips[1].started;
   for (int c = 0; c < w.chunks; ++c) {
     if (together) {
       gather_chunk<2>(w, strips[0], w.weights, c);
