@@ -22,6 +22,14 @@ constexpr int kSkew = 8 * kLanes;
 constexpr int kSteps = kKeys / kStep;
 constexpr int kPanels = kKeys / kPanel;
 
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
 // One thread's memory: its size depends on D and on the rows of a chunk alone, never on a sequence's length.
 struct Workspace {
   int chunks;  // tiles of 32 depths that a head fills
