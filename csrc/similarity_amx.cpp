@@ -43,7 +43,7 @@ class Prefetch {
 
   EMBEDMUX_AMX_INT8 void step() {
     const uint8_t* stop = end_ - next_ > step_ ? next_ + step_ : end_;
-    for (; next_ < stop; next_ += kCell) _mm_prefetch(next_, _MM_HINT_T0);
+    for (; next_ < stop; next_ += kCell) _mm_prefetch(next_, _MM_HINT_T1);
   }
 
  private:

@@ -55,17 +55,9 @@ EMBEDMUX_LANES inline __m512i multiply(const uint8_t* queries, int64_t query_byt
   static_assert(Queries * Rows == 16, "16 sums are folded into one register");
   __m512i sums[16];
   for (auto& sum : sums) sum = _mm512_setzero_si512();
-  int64_t at = 0;
-  for (; at + kCell <= row_bytes; at += kCell) {
-    __m512i query[Queries];
-    for (int q = 0; q < Queries; ++q) query[q] = _mm512_load_si512(queries + q * query_bytes + at);
-    for (int r = 0; r < Rows; ++r) {
-      const __m512i row = Step::row(_mm512_loadu_si512(rows[r] + at));
-      for (int q = 0; q < Queries; ++q) sums[r * Queries + q] = Step::step(sums[r * Queries + q], query[q], row);
-    }
-  }
-  if (at < row_bytes) {
-    const __mmask64 bytes = (__mmask64{1} << (row_bytes - at)) - 1;
+  for (int64_t at = 0; at < row_bytes; at += kCell) {
+    // One loop with masks: with a second one for the tail gcc 12 copies all sums in every turn.
+    const __mmask64 bytes = row_bytes - at >= kCell ? ~__mmask64{0} : (__mmask64{1} << (row_bytes - at)) - 1;
     __m512i query[Queries];
     for (int q = 0; q < Queries; ++q) query[q] = _mm512_load_si512(queries + q * query_bytes + at);
     for (int r = 0; r < Rows; ++r) {
@@ -75,6 +67,8 @@ EMBEDMUX_LANES inline __m512i multiply(const uint8_t* queries, int64_t query_byt
   }
   return fold<Step>(sums);
 }
+
+constexpr int kRowsInL1 = 8;  // meet all queries of a group while they, and four queries at a time, are in this cache
 
 // Rows past the block's last are that one again; their sums are never read.
 template <typename Step>
@@ -93,23 +87,23 @@ EMBEDMUX_LANES void score_lanes(const Group& group, const Block& block, int32_t*
     }
     return;
   }
-  for (int first = 0; first < block.count; first += 4) {
-    const uint8_t* rows[4];
-    for (int r = 0; r < 4; ++r) rows[r] = row_at(first + r);
-    for (int64_t at = first * block.stride; at < std::min(ahead_bytes, (first + 4) * block.stride); at += kCell) {
-      _mm_prefetch(block.ahead + at, _MM_HINT_T0);
-    }
+  for (int start = 0; start < block.count; start += kRowsInL1) {
     for (int column = 0; column < group.columns; column += 4) {
       const uint8_t* queries = group.queries + column * group.query_bytes;
-      const __m512i bias =
-          _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(group.bias + column)));
-      const __m512i result = Step::add(multiply<Step, 4, 4>(queries, group.query_bytes, rows, group.row_bytes), bias);
-      auto* out = reinterpret_cast<__m128i*>(sums + first * group.columns + column);
-      const int step = group.columns / 4;
-      _mm_storeu_si128(out, _mm512_castsi512_si128(result));
-      _mm_storeu_si128(out + step, _mm512_extracti32x4_epi32(result, 1));
-      _mm_storeu_si128(out + 2 * step, _mm512_extracti32x4_epi32(result, 2));
-      _mm_storeu_si128(out + 3 * step, _mm512_extracti32x4_epi32(result, 3));
+      const auto* biases = reinterpret_cast<const __m128i*>(group.bias + column);
+      const __m512i bias = _mm512_broadcast_i32x4(_mm_loadu_si128(biases));
+      for (int first = start; first < std::min(start + kRowsInL1, block.count); first += 4) {
+        const uint8_t* rows[4];
+        for (int r = 0; r < 4; ++r) rows[r] = row_at(first + r);
+        const __m512i sum = multiply<Step, 4, 4>(queries, group.query_bytes, rows, group.row_bytes);
+        const __m512i result = Step::add(sum, bias);
+        auto* out = reinterpret_cast<__m128i*>(sums + first * group.columns + column);
+        const int step = group.columns / 4;
+        _mm_storeu_si128(out, _mm512_castsi512_si128(result));
+        _mm_storeu_si128(out + step, _mm512_extracti32x4_epi32(result, 1));
+        _mm_storeu_si128(out + 2 * step, _mm512_extracti32x4_epi32(result, 2));
+        _mm_storeu_si128(out + 3 * step, _mm512_extracti32x4_epi32(result, 3));
+      }
     }
   }
 }

@@ -8,6 +8,7 @@ namespace {
 constexpr int64_t kMaxWidth = 65536;
 constexpr int64_t kSpanBytes = 128 << 10;  // of rows that stay in the second-level cache while all groups meet them
 constexpr int64_t kBytesPerThread = 256 << 10;  // of rows and groups, below which a second thread does not pay
+constexpr int64_t kShortRow = 2 * kCell;
 constexpr int64_t kFewQueries = 8;  // up to here, bits are counted as they are, rather than made bytes for AMX
 
 enum class Kind { float32, bfloat16, float16, int8, hamming, float_binary, float_int8 };
@@ -138,6 +139,7 @@ Search::Search(const at::Tensor& queries, const at::Tensor& rows, c10::string_vi
   width_ = queries.size(1);
   row_bytes_ = width_ * kernel_->element_bytes;
   query_bytes_ = round_up(row_bytes_, kCell);
+  fetches_ahead_ = group_size == 1 ? row_bytes_ <= kShortRow : kernel_->needs_whole_blocks;
 
   const int64_t columns = group_size == 1 ? num_queries : round_up(num_queries, kLanes);
   scale_ = Cells((columns + kLanes) * 4);

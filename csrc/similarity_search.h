@@ -68,7 +68,8 @@ class Search {
             const int in_block = static_cast<int>(std::min<int64_t>(kBlock, count - at));
             const uint8_t* rows = direct ? search_.rows_ + (row + at) * search_.row_stride_ : decoded_at(at);
             const int64_t stride = direct ? search_.row_stride_ : search_.query_bytes_;
-            const bool has_next = direct && group == first_group && row + at + span_ + kBlock <= end;
+            const bool has_next =
+                search_.fetches_ahead_ && direct && group == first_group && row + at + span_ + kBlock <= end;
             consume(group, row + at,
                     score(group, {rows, stride, in_block, has_next ? rows + span_ * stride : nullptr}));
           }
@@ -98,6 +99,7 @@ class Search {
   at::Tensor query_tensor_, row_tensor_;  // in the form that is read
   const uint8_t* rows_;
   int64_t row_stride_, row_bytes_, width_, query_bytes_;
+  bool fetches_ahead_;  // where the processor alone does not keep up with the rows (measured)
   Cells prepared_, bias_, scale_, offset_;
 
   friend class Worker;
