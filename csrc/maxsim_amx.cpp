@@ -12,8 +12,9 @@ constexpr int64_t kTileCells = 16;
 constexpr int64_t kTileBytes = 64;  // of a row
 constexpr int64_t kLineBytes = 64;
 constexpr int64_t kPageBytes = 4096;
-constexpr int64_t kPagesAhead = 4;
-constexpr int64_t kLinesAhead = 16;
+constexpr int64_t kTokensAhead = 8;  // beyond the next block
+constexpr int64_t kPagesAhead = 5;
+constexpr int64_t kLinesAhead = 8;
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
@@ -93,9 +94,9 @@ EMBEDMUX_AMX inline void multiply_block(const Product& product, const uint32_t* 
   for (int64_t cell = 0; cell < product.cells; cell += kTileCells) {
     const uint32_t* panel = panels + cell * kLanes;
     // A share of the next block, line by line: the tiles' own order, down the tokens, is one no prefetcher follows.
-    const auto* next =
-        reinterpret_cast<const char*>(tokens + Rows * kTileRows * product.stride + cell * Rows * kTileRows);
-    for (int64_t line = 0; line < Rows * kTileRows; ++line) _mm_prefetch(next + line * kLineBytes, _MM_HINT_T0);
+    const auto* next = reinterpret_cast<const char*>(tokens + (Rows * kTileRows + kTokensAhead) * product.stride +
+                                                     cell * Rows * kTileRows);
+    for (int64_t line = 0; line < Rows * kTileRows; ++line) _mm_prefetch(next + line * kLineBytes, _MM_HINT_T1);
     before.meet(row, std::min(row + rows_a_step, rows_before), greatest);
     row += rows_a_step;
     _tile_loadd(4, tokens + cell, token_bytes);

@@ -56,3 +56,39 @@ class NumkongInt8Pairs:
 
     def __call__(self) -> tuple[np.ndarray, ...]:
         return (np.asarray(numkong.dots_packed(self.queries, self.packed)),)
+
+
+class FaissPq:
+    """(scores, ids) of the ten best rows by 4-bit codes in faiss's fast scan, with the codebooks given."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], threads: int) -> None:
+        faiss.omp_set_num_threads(threads)
+        dimensions, parts = arrays["rows"].shape[1], arrays["codebooks"].shape[0]
+        self.index = faiss.index_factory(dimensions, f"PQ{parts}x4fs", faiss.METRIC_INNER_PRODUCT)
+        faiss.copy_array_to_vector(arrays["codebooks"].ravel(), self.index.pq.centroids)
+        self.index.is_trained = True
+        self.index.add(arrays["rows"])
+        self.queries = arrays["queries"]
+
+    def __call__(self) -> tuple[np.ndarray, ...]:
+        return tuple(self.index.search(self.queries, TOP))
+
+
+class NumkongMaxsim:
+    """Scores of one query's tokens with every document's, packed beforehand; unit tokens, so that its sum of angular
+    distances is the number of tokens less the score."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], threads: int) -> None:
+        assert threads == 1
+        self.query = self.pack(arrays["queries"])
+        self.documents = [self.pack(document) for document in arrays["documents"]]
+        self.tokens = len(arrays["queries"])
+
+    @staticmethod
+    def pack(tokens: np.ndarray) -> object:
+        """bfloat16 as numkong wants it."""
+        return numkong.maxsim_pack(numkong.Tensor(tokens).astype("bfloat16"), dtype="bf16")
+
+    def __call__(self) -> tuple[np.ndarray, ...]:
+        distances = [numkong.maxsim_packed(self.query, document) for document in self.documents]
+        return (self.tokens - np.array(distances),)
