@@ -81,6 +81,21 @@ class Kernel:
         return tuple(text for text, is_fault in found.items() if is_fault)
 
 
+def is_interpreting() -> bool:
+    """Whether TRITON_INTERPRET is set: nothing can be compiled then."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def cache_folder() -> Path:
+    """Where Triton keeps compiled kernels."""
+    return Path(triton.knobs.cache.dir)
+
+
+def use_cache(folder: Path) -> None:
+    """From now on Triton keeps compiled kernels there, in this process."""
+    triton.knobs.cache.dir = str(folder)
+
+
 def has_kernels(op: Op) -> bool:
     """Whether the op has a Triton side."""
     return op.has_triton and importlib.util.find_spec(f"{op.reference.__module__}.cuda") is not None

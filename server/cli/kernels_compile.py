@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import torch
-import triton
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -26,19 +25,19 @@ def run(target: list[str], model: str | None, dtype: str, cache: Path | None) ->
     targets = parse_targets(target)
     if dtype not in (*DTYPES, "float16"):
         raise console.WrongUsage(f"--dtype is {dtype!r}; it must be float32, bfloat16 or float16")
-    if triton.knobs.runtime.interpret:
+    if aot.is_interpreting():
         raise console.WrongUsage("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled: unset it")
-    usual_cache = triton.knobs.cache.dir
+    usual_cache = aot.cache_folder()
     if cache is not None:
-        triton.knobs.cache.dir = str(cache.resolve())
+        aot.use_cache(cache.resolve())
     calls = aot.case_calls() if model is None else model_calls(find_model(model), getattr(torch, dtype))
     started = time.monotonic()
     with progress_bar() as bar:
         task = bar.add_task("compiling", total=len(calls) * len(targets))
         kernels = aot.compile_calls(calls, targets, on_done=lambda: bar.advance(task))
     show(kernels, time.monotonic() - started)
-    if triton.knobs.cache.dir != usual_cache:
-        found = f"the server finds them with TRITON_CACHE_DIR={triton.knobs.cache.dir}"
+    if aot.cache_folder() != usual_cache:
+        found = f"the server finds them with TRITON_CACHE_DIR={aot.cache_folder()}"
         console.output().print(found, soft_wrap=True)
     return 1 if any(kernel.faults for kernel in kernels) else 0
 
@@ -85,7 +84,7 @@ def show(kernels: list[aot.Kernel], seconds: float) -> None:
             screen.print(f"sm_{kernel.capability} {kernel.op} {kernel.name} ({kernel.call}): {fault}", style="bold red")
     found = sum(kernel.was_cached for kernel in kernels)
     screen.print(
-        f"{len(kernels)} kernels in {triton.knobs.cache.dir}: {len(kernels) - found} compiled, {found} found there, "
+        f"{len(kernels)} kernels in {aot.cache_folder()}: {len(kernels) - found} compiled, {found} found there, "
         f"{seconds:.0f} s",
         soft_wrap=True,
     )
