@@ -21,7 +21,12 @@ _compiled: list[Any] | None = None  # what `compiling` collects; None: run kerne
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """``kernel[grid](*arguments, **options)``; an empty grid launches nothing."""
+    """``kernel[grid](*arguments, **options)``; an empty grid launches nothing.
+
+    Multiply and add are fused, said here because Triton's default depends on its version and the environment, and so
+    would bits and the key in its cache.
+    """
+    options.setdefault("enable_fp_fusion", True)
     if _compiled is not None:
         _compiled.append(kernel.warmup(*arguments, grid=grid, **options))
     elif all(grid):
@@ -74,10 +79,11 @@ def compiling(capability: int) -> Iterator[list[Any]]:
     global _compiled
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: interpreted kernels cannot be compiled; use a process without it")
+    active = driver._active  # not driver.active: asking for it looks for a GPU and fails where there is none
     driver.set_active(_Target(capability))
     _compiled = []
     try:
         yield _compiled
     finally:
         _compiled = None
-        driver.reset_active()
+        driver._active = active
