@@ -5,6 +5,7 @@
 // far, so a deficit of at most D = sum of hi - that score + E, E being more than float32 can err over M terms. The
 // bytes are floor((hi[m] - entry) * unit) at most, so their sum is at most D * unit: what is above that is out. A sum
 // that stops at 255 is above too, since unit is chosen such that D * unit is at most 254 and D only falls.
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -219,27 +220,29 @@ std::tuple<at::Tensor, at::Tensor> pq_topk_cpu(const at::Tensor& tables, const a
   at::Tensor scores = at::empty({num_queries, k}, tables.options());
   at::Tensor ids = at::empty({num_queries, k}, tables.options().dtype(at::kLong));
   if (num_queries == 0) return {scores, ids};
-  // Whole groups of queries go to threads first; rows are cut only when groups are too few. The cut changes no result.
+  // A task is a group of queries; rows are cut only when groups are too few. Threads take the next task as they get
+  // free, which evens out slow cores; neither the cut nor the order changes a result.
   const int64_t work = divide_up(num_queries * rows * codes.size(1) * 2, kLookupsPerThread);
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), work);
   const int64_t groups = divide_up(num_queries, kScanQueries);
-  const int64_t query_parts = std::min(groups, threads);
-  const int64_t row_parts = groups >= threads ? 1 : std::min(threads / groups, divide_up(rows, kChunkRows));
-  const int64_t part_queries = divide_up(groups, query_parts) * kScanQueries;
+  const int64_t row_parts = groups >= threads ? 1 : std::min(divide_up(threads, groups), divide_up(rows, kChunkRows));
   const int64_t part_rows = divide_up(divide_up(rows, row_parts), kBlockRows) * kBlockRows;
-  std::vector<std::vector<Query>> found(query_parts * row_parts);
-  at::parallel_for(0, query_parts * row_parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t first_query = std::min(num_queries, task / row_parts * part_queries);
-      const int64_t first = std::min(rows, task % row_parts * part_rows);
-      found[task] = search_part(search, first_query, std::min(num_queries, first_query + part_queries), first,
-                                std::min(rows, first + part_rows));
+  std::vector<std::vector<Query>> found(groups * row_parts);
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t thread = begin; thread < end; ++thread) {
+      for (int64_t task = next++; task < groups * row_parts; task = next++) {
+        const int64_t first_query = task / row_parts * kScanQueries;
+        const int64_t first = std::min(rows, task % row_parts * part_rows);
+        found[task] = search_part(search, first_query, std::min(num_queries, first_query + kScanQueries), first,
+                                  std::min(rows, first + part_rows));
+      }
     }
   });
   for (int64_t i = 0; i < num_queries; ++i) {
     std::vector<Hit> hits;
     for (int64_t part = 0; part < row_parts; ++part) {
-      const std::vector<Hit>& some = found[i / part_queries * row_parts + part][i % part_queries].hits();
+      const std::vector<Hit>& some = found[i / kScanQueries * row_parts + part][i % kScanQueries].hits();
       hits.insert(hits.end(), some.begin(), some.end());
     }
     std::sort(hits.begin(), hits.end(), better);
