@@ -15,8 +15,9 @@ from embedmux.kernels.maxsim import maxsim
 from embedmux.kernels.norm import add_layer_norm
 from embedmux.kernels.pool_encode import pool_encode
 from embedmux.kernels.pool_normalize import pool_normalize
-from embedmux.kernels.pq import pack_pq, pq_tables, pq_topk, quantize_pq
+from embedmux.kernels.pq_topk import pack_pq, pq_tables, pq_topk
 from embedmux.kernels.pre_norm import pre_norm
+from embedmux.kernels.quantize_pq import quantize_pq
 from embedmux.kernels.quantize_rows import quantize_rows
 from embedmux.kernels.rescore import rescore
 from embedmux.kernels.rope import rope

@@ -14,7 +14,6 @@ from harness.report import Report
 from sklearn.cluster import KMeans
 
 from embedmux.kernels import ops
-from embedmux.kernels.pq import pq_tables
 from embedmux.kernels.similarity.descale import fold_ranges, quantize_queries
 from embedmux.server.bridge.local import LocalEngine
 from embedmux.server.config import EngineConfig
@@ -57,7 +56,7 @@ def answers(queries: torch.Tensor, documents: torch.Tensor) -> dict[str, torch.T
     coded, scale, offset = quantize_queries(queries, ranges)
     hamming = ops.similarity_topk(ops.quantize_rows(queries, "ubinary", None), bits, "hamming", wide)[1]
     codebooks = train_codebooks(documents)
-    product = ops.pq_topk(pq_tables(queries, codebooks), ops.quantize_pq(documents, codebooks), wide, None)[1]
+    product = ops.pq_topk(ops.pq_tables(queries, codebooks), ops.quantize_pq(documents, codebooks), wide, None)[1]
     return {
         "recall_int8": ops.similarity_topk(coded, codes, "int8", TOP, scale, offset)[1],
         "recall_binary": hamming[:, :TOP],

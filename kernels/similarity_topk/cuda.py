@@ -14,24 +14,14 @@ import torch
 import triton
 import triton.language as tl
 
+from embedmux.kernels.cuda_topk import LOWEST, MAX_FUSED, MAX_PROGRAMS, ROWS, SLAB_BYTES, flip_below_zero, merge_kernel
 from embedmux.kernels.launch import launch
 from embedmux.kernels.similarity.cuda import similarity
 from embedmux.kernels.similarity.cuda_tile import readable, score_tile, tile_of
 
-MAX_FUSED = 32
-MAX_PROGRAMS = 256  # for one tile of queries: enough for every part, few enough for one block to merge
-SLAB_BYTES = 256 << 20
 MAX_REGISTERS = 255  # left to itself the assembler spills a few to fit two blocks on a multiprocessor
-LOWEST = tl.constexpr(-(2**63) + 1)  # below every key
 HIGHEST = tl.constexpr(2**63 - 1)
-ROWS = tl.constexpr(2**32 - 1)
 TAKEN = tl.constexpr(-(2**31))  # below the order of every score
-
-
-@triton.jit
-def flip_below_zero(bits):  # type: ignore[no-untyped-def]
-    """float32 bits <-> int32 of the same order; its own inverse."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -92,20 +82,6 @@ def best_of_tiles_kernel(  # type: ignore[no-untyped-def]
     parts = tl.num_programs(0) // query_tiles
     target = (query[None, :] * parts + part) * k + place
     tl.store(found + target, best, mask=is_query[None, :] & (place < k))
-
-
-@triton.jit(do_not_specialize=["count", "k"])  # type: ignore[untyped-decorator]
-def merge_kernel(found, scores, ids, count, k, block: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The k greatest of found [Q, count], from the greatest down, taken apart into scores and ids."""
-    query = tl.program_id(0).to(tl.int64)
-    place = tl.arange(0, block)
-    keys = tl.load(found + query * count + place, mask=place < count, other=LOWEST)
-    for rank in range(k):
-        greatest = tl.max(keys, axis=0)
-        keys = tl.where(keys == greatest, LOWEST, keys)
-        order = (greatest >> 32).to(tl.int32)
-        tl.store(scores + query * k + rank, flip_below_zero(order).to(tl.float32, bitcast=True))
-        tl.store(ids + query * k + rank, -(greatest & ROWS) + ROWS)
 
 
 def similarity_topk(

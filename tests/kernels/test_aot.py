@@ -32,8 +32,9 @@ def test_every_kernel_compiles_for_every_part_without_faults(tmp_path: Path) -> 
     kernels = probe(tmp_path, "ops")
     told = [f"{k['op']} {k['call']} {k['name']} sm_{k['capability']}: {k['faults']}" for k in kernels if k["faults"]]
     assert told == []
-    for op in filter(aot.has_kernels, ops.ALL):
-        assert {k["capability"] for k in kernels if k["op"] == op.name} == set(gpus.TARGETS), op.name
+    # A kernel that an earlier op of the part compiled already is not told again.
+    assert {k["capability"] for k in kernels} == set(gpus.TARGETS)
+    assert {k["op"] for k in kernels} == {op.name for op in ops.ALL if aot.has_kernels(op)}
 
 
 def test_products_run_on_tensor_cores(tmp_path: Path) -> None:

@@ -13,23 +13,13 @@ import torch
 import triton
 import triton.language as tl
 
+from embedmux.kernels.cuda_topk import LOWEST, MAX_FUSED, MAX_PROGRAMS, ROWS, SLAB_BYTES, flip_below_zero, merge_kernel
 from embedmux.kernels.launch import launch
-from embedmux.kernels.pq.pq_topk import BLOCK_ROWS
+from embedmux.kernels.pq_topk import BLOCK_ROWS
 
 BLOCK = 1024
-MAX_FUSED = 32
-MAX_PROGRAMS = 256  # for one query: enough for every part, few enough for one block to merge
-SLAB_BYTES = 256 << 20
-LOWEST = tl.constexpr(-(2**63) + 1)  # below every key
 HIGHEST = tl.constexpr(2**63 - 1)
-ROWS = tl.constexpr(2**32 - 1)
 PACKED_ROWS = tl.constexpr(BLOCK_ROWS)
-
-
-@triton.jit
-def flip_below_zero(bits):  # type: ignore[no-untyped-def]
-    """float32 bits <-> int32 of the same order; its own inverse."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -75,20 +65,6 @@ def best_of_blocks_kernel(  # type: ignore[no-untyped-def]
             keys = tl.where(keys == greatest, LOWEST, keys)
             greatest, least = tl.max(keys, axis=0), tl.min(best, axis=0)
     tl.store(found + (query * tl.num_programs(0) + part) * k + place, best, mask=place < k)
-
-
-@triton.jit(do_not_specialize=["count", "k"])  # type: ignore[untyped-decorator]
-def merge_kernel(found, scores, ids, count, k, block: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The k greatest of found [Q, count], from the greatest down, taken apart into scores and ids."""
-    query = tl.program_id(0).to(tl.int64)
-    place = tl.arange(0, block)
-    keys = tl.load(found + query * count + place, mask=place < count, other=LOWEST)
-    for rank in range(k):
-        greatest = tl.max(keys, axis=0)
-        keys = tl.where(keys == greatest, LOWEST, keys)
-        order = (greatest >> 32).to(tl.int32)
-        tl.store(scores + query * k + rank, flip_below_zero(order).to(tl.float32, bitcast=True))
-        tl.store(ids + query * k + rank, (greatest & ROWS) ^ ROWS)
 
 
 @triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]

@@ -7,7 +7,7 @@ part 2j in its low nibble and that of part 2j + 1 in its high one. Nearest is by
 the order of the dimensions; of equal distances the lower code wins, and a distance that is NaN counts as infinite, so
 that a part without any number has code 0. A row's codes depend on that row alone.
 
-Source: product quantisation, Jegou, Douze and Schmid 2011. ``reference.py`` is the definition, ``csrc/pq_codes.cpp``
+Source: product quantisation, Jegou, Douze and Schmid 2011. ``reference.py`` is the definition, ``csrc/quantize_pq.cpp``
 the CPU kernel, ``cuda.py`` the Triton kernel.
 """
 
@@ -15,7 +15,7 @@ import torch
 
 from embedmux.kernels import checks
 from embedmux.kernels.library import define
-from embedmux.kernels.pq.quantize_pq import reference
+from embedmux.kernels.quantize_pq import reference
 
 CENTROIDS = 16
 SCHEMA = "(Tensor rows, Tensor codebooks) -> Tensor"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from embedmux.kernels.pq.pq_topk.reference import pack_pq
+from embedmux.kernels.pq_topk.reference import pack_pq
 
 Arguments = tuple[torch.Tensor, torch.Tensor, int, torch.Tensor | None]
 

@@ -22,7 +22,7 @@ import torch
 
 from embedmux.kernels import checks
 from embedmux.kernels.library import define
-from embedmux.kernels.pq.pq_topk import reference
+from embedmux.kernels.pq_topk import reference
 
 CENTROIDS = 16
 BLOCK_ROWS = 64
@@ -65,3 +65,12 @@ def _fake_pack(codes: torch.Tensor) -> torch.Tensor:
 
 pq_topk = define("pq_topk", SCHEMA, reference=_reference, fake=_fake, has_triton=True)
 pack_pq = define("pack_pq", "(Tensor codes) -> Tensor", reference=reference.pack_pq, fake=_fake_pack)
+
+
+def pq_tables(queries: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
+    """queries [Q, D], codebooks [M, 16, D / M], one floating dtype -> [Q, M, 16] inner products of that dtype.
+
+    A query's bits depend on that query alone where torch's batched product keeps them so; no law is promised here.
+    """
+    parts, _, width = codebooks.shape
+    return torch.einsum("qmd,mcd->qmc", queries.view(-1, parts, width), codebooks).contiguous()
