@@ -48,9 +48,9 @@ EMBEDMUX_LANES inline __m512i fold(const __m512i (&sums)[16]) {
   return fold_1<Step>(fold_2<Step>(fours[0], fours[1]), fold_2<Step>(fours[2], fours[3]));
 }
 
-// sums[r · Queries + q] of rows at the given pointers.
-template <typename Step, int Queries, int Rows>
-EMBEDMUX_LANES inline __m512i multiply(const uint8_t* queries, int64_t query_bytes, const uint8_t* const (&rows)[Rows],
+// sums[r · Queries + q] of rows at the given pointers: an array, or Strided.
+template <typename Step, int Queries, int Rows, typename Pointers>
+EMBEDMUX_LANES inline __m512i multiply(const uint8_t* queries, int64_t query_bytes, const Pointers& rows,
                                        int64_t row_bytes) {
   static_assert(Queries * Rows == 16, "16 sums are folded into one register");
   __m512i sums[16];
@@ -68,6 +68,13 @@ EMBEDMUX_LANES inline __m512i multiply(const uint8_t* queries, int64_t query_byt
   return fold<Step>(sums);
 }
 
+// Rows of one stride, without an array of pointers: with short rows, filling that costs as much as the sums.
+struct Strided {
+  const uint8_t* first;
+  int64_t stride;
+  const uint8_t* operator[](int row) const { return first + row * stride; }
+};
+
 constexpr int kRowsInL1 = 8;  // meet all queries of a group while they, and four queries at a time, are in this cache
 
 // Rows past the block's last are that one again; their sums are never read.
@@ -77,12 +84,18 @@ EMBEDMUX_LANES void score_lanes(const Group& group, const Block& block, int32_t*
   const int64_t ahead_bytes = block.ahead == nullptr ? 0 : block.count * block.stride;
   if (group.columns == 1) {
     for (int first = 0; first < block.count; first += 16) {
-      const uint8_t* rows[16];
-      for (int r = 0; r < 16; ++r) rows[r] = row_at(first + r);
       for (int64_t at = first * block.stride; at < std::min(ahead_bytes, (first + 16) * block.stride); at += kCell) {
         _mm_prefetch(block.ahead + at, _MM_HINT_T0);
       }
-      const __m512i result = multiply<Step, 1, 16>(group.queries, group.query_bytes, rows, group.row_bytes);
+      __m512i result;
+      if (first + 16 <= block.count) {
+        const Strided rows{block.rows + first * block.stride, block.stride};
+        result = multiply<Step, 1, 16>(group.queries, group.query_bytes, rows, group.row_bytes);
+      } else {
+        const uint8_t* rows[16];
+        for (int r = 0; r < 16; ++r) rows[r] = row_at(first + r);
+        result = multiply<Step, 1, 16>(group.queries, group.query_bytes, rows, group.row_bytes);
+      }
       _mm512_storeu_si512(sums + first, Step::add(result, _mm512_set1_epi32(group.bias[0])));
     }
     return;
