@@ -12,7 +12,7 @@ using similarity::kBlock;
 using similarity::Search;
 using similarity::Sums;
 
-// Fresh memory of this size comes page by page from the kernel; 512 times larger pages take a fifth of the time.
+// Fresh memory of this size comes page by page from the kernel; larger pages take a third of the time.
 void ask_for_large_pages(const at::Tensor& out) {
 #if defined(__linux__)
   constexpr uintptr_t kLargePage = 2 << 20;

@@ -2,6 +2,7 @@
 // with fused multiply-add (AVX2) their bits are the same, too.
 #include <c10/util/Half.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 

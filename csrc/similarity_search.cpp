@@ -28,7 +28,6 @@ Kind kind_of(const std::string& name, const at::Tensor& queries) {
 #ifdef EMBEDMUX_X86
 #define SIMILARITY_CHOOSE(name) \
   isa() >= Isa::avx512 ? &name##_avx512 : isa() >= Isa::avx2 ? &name##_avx2 : &name##_baseline
-#define SIMILARITY_CHOOSE_INTEGER(name, wide) wide ? wide : isa() >= Isa::avx2 ? &name##_avx2 : &name##_baseline
 #else
 #define SIMILARITY_CHOOSE(name) &name##_baseline
 #endif
