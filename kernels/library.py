@@ -44,7 +44,7 @@ class Op:
         Tests call it on CPU tensors, where TRITON_INTERPRET=1 runs it.
         """
         found: Callable[..., Any] = getattr(importlib.import_module(f"{self.reference.__module__}.cuda"), self.name)
-        return found
+        return lambda *arguments: found(*_on_one_device(self.name, arguments))
 
     def backend(self, device: str) -> str:
         """``csrc``, ``triton`` or ``reference``: what answers on ``device`` ("cpu" or "cuda")."""
@@ -73,3 +73,17 @@ def define(
     if has_triton and importlib.util.find_spec("triton") is not None:
         LIBRARY.impl(name, lambda *arguments: op.triton(*arguments), "CUDA")
     return op
+
+
+def _on_one_device(name: str, arguments: tuple[Any, ...]) -> list[Any]:
+    """What every Triton kernel may rely on: all tensors on one device, those of one dimension contiguous."""
+    device, found = None, list(arguments)
+    for place, argument in enumerate(arguments):
+        if not isinstance(argument, torch.Tensor):
+            continue
+        device = device or argument.device
+        if argument.device != device:
+            raise ValueError(f"{name}: tensors must be on one device, got {device} and {argument.device}")
+        if argument.dim() == 1:
+            found[place] = argument.contiguous()
+    return found

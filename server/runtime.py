@@ -20,7 +20,7 @@ from embedmux.server.config import EngineConfig
 from embedmux.server.errors import AdapterRejected, EngineFailure, ModelRejected
 from embedmux.server.facts import AdapterInfo, ModelInfo
 from embedmux.server.models import find_model
-from embedmux.server.outputs import encode_rows
+from embedmux.server.outputs import encode_everyhow, encode_rows
 from embedmux.server.records import Calibration, LowRankTables, Sequence
 
 logger = logging.getLogger(__name__)
@@ -105,13 +105,17 @@ class Runtime:
     @torch.inference_mode()
     def _capture_graphs(self) -> GraphedBackbone:
         config = self.config
-        return GraphedBackbone(
+        graphs = GraphedBackbone(
             self.backbone,
             max_tokens=config.max_batch_tokens,
             max_texts=config.max_batch_texts,
             max_segments=config.max_adapters + 1,
             device=self.device,
         )
+        # What follows the graph is compiled now too, not while the first request waits.
+        states = torch.zeros(1, self.spec.hidden_size, dtype=self.backbone.dtype, device=self.device)
+        encode_everyhow(states, torch.tensor([0, 1], dtype=torch.int32, device=self.device), self.spec.pooling)
+        return graphs
 
     @torch.inference_mode()
     def _compute(self, sequences: list[Sequence]) -> list[bytes | EngineFailure]:

@@ -76,6 +76,12 @@ def check(
         checks.shape_error("bias", bias, f"[N] with N = {weight.size(0)}")
     if adapters.dim() != 3 or adapters.size(1) != len(slices) or adapters.size(2) != 3:
         checks.shape_error("adapters", adapters, f"[S, J, 3] with J = {len(slices)}")
+    for name, tensor in (("adapters", adapters), ("overrides", overrides)):
+        if tensor is not None and tensor.dtype != torch.int64:
+            checks.dtype_error(name, tensor, "torch.int64")
+    for name, tensor in (("segment_offsets", segment_offsets), ("segment_slots", segment_slots)):
+        if tensor.dtype != torch.int32:
+            checks.dtype_error(name, tensor, "torch.int32")
     if segment_slots.dim() != 1 or segment_offsets.dim() != 1 or segment_offsets.size(0) != segment_slots.size(0) + 1:
         checks.shape_error(
             "segment_offsets", segment_offsets, f"[G + 1] with segment_slots {list(segment_slots.shape)}"

@@ -179,6 +179,21 @@ CASES: tuple[Case, ...] = tuple(
     for name, inner, slices, ranks, segments, bias, activation in _SHAPES
 )
 
+# Batches as servers see them, over slots of very unequal ranks; -1 and the last slot are in every mix of several.
+MIXED_RANKS = ((3, 17), (0, 1), (64, 8), (16, 16), (33, 300))
+MIXES: dict[str, tuple[tuple[int, int], ...]] = {
+    "identical": ((30, 2), (35, 2), (25, 2)),
+    "distinct": ((9, 4), (16, 0), (1, -1), (23, 1), (40, 2), (12, 3)),
+    "uniform": ((20, 1), (20, 4), (20, -1), (20, 3)),
+    "zipf": ((48, 0), (24, 4), (16, -1), (12, 2)),
+    "skewed": ((70, 4), (0, 2), (1, 1), (1, -1), (1, 0)),
+}
+CASES += tuple(
+    Case(f"{name}_{str(dtype).removeprefix('torch.')}", dtype, 72, (70, 37), MIXED_RANKS, segments)
+    for dtype in (torch.float32, torch.bfloat16)
+    for name, segments in MIXES.items()
+)
+
 _GATED = Case("", torch.float32, 96, (50, 50), ((7, 16), (0, 4), (33, 1)), ((20, 2), (13, -1), (0, 1), (30, 0), (2, 1)))
 # What adapters replace, every activation, and float16.
 CASES += tuple(
@@ -210,7 +225,7 @@ _HALF = (
 TRITON_CASES: tuple[Case, ...] = tuple(
     replace(case, segments=case.segments[:20], alignment=64 // case.dtype.itemsize)
     for case in CASES
-    if case.rows <= 130 and (case.dtype == torch.float32 or case.name.startswith(_HALF))
+    if case.rows <= 130 and case.ranks != MIXED_RANKS and (case.dtype == torch.float32 or case.name.startswith(_HALF))
 )
 # (K, slices) of the linears of small encoders; four adapters of rank 16 in equal parts.
 _LINEARS = ((384, QKV), (384, (384,)), (384, (1536,)), (1536, (384,)), (768, (3072,)), (1024, (3072,)))

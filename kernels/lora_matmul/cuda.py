@@ -22,6 +22,7 @@ gives u (``norm_shrink``), extend needs 2 % to 9 % everywhere.
 
 import torch
 
+from embedmux.kernels import checks
 from embedmux.kernels.lora_matmul import GATED, check
 from embedmux.kernels.lora_matmul.cuda_matmul import multiply
 from embedmux.kernels.lora_matmul.cuda_shrink import shrink_rows
@@ -35,6 +36,8 @@ def lora_matmul(
 ) -> torch.Tensor:  # fmt: skip
     """The op on CUDA tensors; ``packed`` is a copy of weight there and is not needed."""
     check(x, weight, bias, arena, adapters, segment_offsets, segment_slots, slices, activation, overrides, columns)
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        checks.dtype_error("x", x, "torch.float32, torch.bfloat16 or torch.float16")
     u = None
     if not recomputes(x.size(1), tuple(slices), x.element_size(), activation in GATED):
         u = shrink_rows(x, arena, adapters, segment_offsets, segment_slots)

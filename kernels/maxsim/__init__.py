@@ -27,7 +27,7 @@ MAX_INT8_DIMENSIONS = 1024
 SCHEMA = "(Tensor queries, Tensor query_offsets, Tensor documents, Tensor document_offsets) -> Tensor"
 
 
-def _check(
+def check(
     queries: torch.Tensor, query_offsets: torch.Tensor, documents: torch.Tensor, document_offsets: torch.Tensor
 ) -> None:
     if queries.dim() != 2 or queries.size(1) == 0:
@@ -50,7 +50,7 @@ def _check(
 def _reference(
     queries: torch.Tensor, query_offsets: torch.Tensor, documents: torch.Tensor, document_offsets: torch.Tensor
 ) -> torch.Tensor:
-    _check(queries, query_offsets, documents, document_offsets)
+    check(queries, query_offsets, documents, document_offsets)
     for name, offsets, tokens in (
         ("query_offsets", query_offsets, queries),
         ("document_offsets", document_offsets, documents),
@@ -64,7 +64,7 @@ def _reference(
 def _fake(
     queries: torch.Tensor, query_offsets: torch.Tensor, documents: torch.Tensor, document_offsets: torch.Tensor
 ) -> torch.Tensor:
-    _check(queries, query_offsets, documents, document_offsets)
+    check(queries, query_offsets, documents, document_offsets)
     return queries.new_empty(query_offsets.size(0) - 1, document_offsets.size(0) - 1, dtype=torch.float32)
 
 

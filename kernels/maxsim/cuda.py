@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from embedmux.kernels.launch import launch
+from embedmux.kernels.maxsim import check
 
 BLOCK_QUERY = 32
 MAX_DEPTH_BYTES = {1: 256, 2: 256, 4: 128}  # of a row of a tile, by bytes of a value; float32 takes more registers
@@ -24,13 +25,14 @@ def load_tile(tokens, token, end, first, stride, width: tl.constexpr, depth: tl.
     return tl.load(tokens + token.to(tl.int64)[:, None] * stride + column[None, :], mask=mask, other=0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_documents"])  # type: ignore[untyped-decorator]
 def maxsim_kernel(  # type: ignore[no-untyped-def]
     queries,
     query_offsets,
     documents,
     document_offsets,
     scores,
+    num_documents,
     query_stride,
     document_stride,
     width: tl.constexpr,
@@ -38,8 +40,8 @@ def maxsim_kernel(  # type: ignore[no-untyped-def]
     block_query: tl.constexpr,
     block_document: tl.constexpr,
 ):
-    """scores [nq, nd]: the pair (program_id(1), program_id(0))."""
-    document, query = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    """scores [nq, nd]: one pair; documents run fastest. One axis, since the others end at 65,535 programs."""
+    document, query = tl.program_id(0) % num_documents, (tl.program_id(0) // num_documents).to(tl.int64)
     start, end = tl.load(document_offsets + document), tl.load(document_offsets + document + 1)
     query_start, query_end = tl.load(query_offsets + query), tl.load(query_offsets + query + 1)
     whole: tl.constexpr = queries.dtype.element_ty == tl.int8
@@ -68,13 +70,14 @@ def maxsim_kernel(  # type: ignore[no-untyped-def]
         best = tl.where(query_token < query_end, best, 0)
         score += tl.sum(best.to(tl.int64) if whole else best, axis=0)
     result = tl.where(end > start, score.to(tl.float32), float("-inf"))
-    tl.store(scores + query * tl.num_programs(0) + document, result)
+    tl.store(scores + query * num_documents + document, result)
 
 
 def maxsim(
     queries: torch.Tensor, query_offsets: torch.Tensor, documents: torch.Tensor, document_offsets: torch.Tensor
 ) -> torch.Tensor:
     """See the contract."""
+    check(queries, query_offsets, documents, document_offsets)
     queries, documents = (t if t.stride(1) == 1 else t.contiguous() for t in (queries, documents))
     num_queries, num_documents = query_offsets.size(0) - 1, document_offsets.size(0) - 1
     scores = queries.new_empty(num_queries, num_documents, dtype=torch.float32)
@@ -82,8 +85,8 @@ def maxsim(
     depth = min(max(32, triton.next_power_of_2(width)), MAX_DEPTH_BYTES[bytes_each] // bytes_each)
     block_document = 64 if bytes_each == 4 else 128
     launch(
-        maxsim_kernel, (num_documents, num_queries), queries, query_offsets, documents, document_offsets, scores,
-        queries.stride(0), documents.stride(0), width, depth, BLOCK_QUERY, block_document,
+        maxsim_kernel, (num_documents * num_queries,), queries, query_offsets, documents, document_offsets, scores,
+        num_documents, queries.stride(0), documents.stride(0), width, depth, BLOCK_QUERY, block_document,
         num_warps=8 if bytes_each == 4 else 4, num_stages=2,
     )  # fmt: skip
     return scores

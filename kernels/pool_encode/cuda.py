@@ -28,7 +28,7 @@ def normed_tile(values, is_there, width, eps, NORM: tl.constexpr):  # type: igno
     return tl.where(is_there, values * scale[:, None], 0.0)
 
 
-@triton.jit(do_not_specialize=["sequence_count"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["sequence_count", "dimensions", "codes_width"])  # type: ignore[untyped-decorator]
 def pool_encode_kernel(  # type: ignore[no-untyped-def]
     hidden, residual, weight, bias, eps, offsets, sequences, sequence_count, codes, finite, ranges,
     width, dimensions, codes_width, hidden_stride, residual_stride,
@@ -84,7 +84,10 @@ def with_plain_rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def tile_shape(columns: int, pooling: str) -> tuple[int, int, int]:
-    """(TOKENS, BLOCK, warps) for rows of which so many columns are read: about 32 values of a tile a thread."""
+    """(TOKENS, BLOCK, warps) for rows of so many columns: about 32 values of a tile a thread.
+
+    Whatever dimensions are asked for, so that one compiled kernel serves them all.
+    """
     block = max(8, triton.next_power_of_2(columns))
     warps = min(16, max(4, block // 256))
     per_row = max(1, block // (32 * warps))
@@ -104,7 +107,7 @@ def launch_pooling(
         checks.shape_error("hidden", hidden, f"[T, H] with H at most {MAX_WIDTH} on CUDA")
     rows = with_plain_rows(hidden)
     added = None if residual is None else with_plain_rows(residual)
-    tokens, block, warps = tile_shape(dimensions if norm == "none" else hidden.size(1), pooling)
+    tokens, block, warps = tile_shape(hidden.size(1), pooling)
     launch(
         pool_encode_kernel, (codes.size(0),), rows, added,
         None if norm_weight is None else norm_weight.contiguous(),

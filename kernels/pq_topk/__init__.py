@@ -31,7 +31,7 @@ SCHEMA = "(Tensor tables, Tensor codes, int k, Tensor? packed) -> (Tensor, Tenso
 Hits = tuple[torch.Tensor, torch.Tensor]
 
 
-def _check(tables: torch.Tensor, codes: torch.Tensor, k: int, packed: torch.Tensor | None) -> None:
+def check(tables: torch.Tensor, codes: torch.Tensor, k: int, packed: torch.Tensor | None) -> None:
     if codes.dim() != 2 or codes.size(1) == 0:
         checks.shape_error("codes", codes, "[n, M / 2] with M at least 2")
     if codes.dtype != torch.uint8:
@@ -50,12 +50,12 @@ def _check(tables: torch.Tensor, codes: torch.Tensor, k: int, packed: torch.Tens
 
 
 def _reference(tables: torch.Tensor, codes: torch.Tensor, k: int, packed: torch.Tensor | None) -> Hits:
-    _check(tables, codes, k, packed)
+    check(tables, codes, k, packed)
     return reference.pq_topk(tables, codes, k, packed)
 
 
 def _fake(tables: torch.Tensor, codes: torch.Tensor, k: int, packed: torch.Tensor | None) -> Hits:
-    _check(tables, codes, k, packed)
+    check(tables, codes, k, packed)
     return tables.new_empty(tables.size(0), k), tables.new_empty(tables.size(0), k, dtype=torch.int64)
 
 

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from embedmux.kernels.cuda_topk import LOWEST, MAX_FUSED, MAX_PROGRAMS, ROWS, SLAB_BYTES, flip_below_zero, merge_kernel
 from embedmux.kernels.launch import launch
-from embedmux.kernels.pq_topk import BLOCK_ROWS
+from embedmux.kernels.pq_topk import BLOCK_ROWS, check
 
 BLOCK = 1024
 HIGHEST = tl.constexpr(2**63 - 1)
@@ -35,13 +35,14 @@ def score_rows(table, codes, row, is_row, columns: tl.constexpr, packed: tl.cons
     return tl.where(scores == scores, scores + 0.0, float("-inf"))
 
 
-@triton.jit(do_not_specialize=["num_rows", "k", "blocks_each"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows", "k", "parts", "blocks_each"])  # type: ignore[untyped-decorator]
 def best_of_blocks_kernel(  # type: ignore[no-untyped-def]
     tables,
     codes,
     found,
     num_rows,
     k,
+    parts,
     blocks_each,
     columns: tl.constexpr,
     packed: tl.constexpr,
@@ -49,7 +50,7 @@ def best_of_blocks_kernel(  # type: ignore[no-untyped-def]
     places: tl.constexpr,
 ):
     """found [Q, parts, k]: keys of the best rows of each part, in no order, LOWEST.. where too few."""
-    part, query = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    part, query = tl.program_id(0) % parts, (tl.program_id(0) // parts).to(tl.int64)
     place = tl.arange(0, places).to(tl.int64)
     # Unique, so that one place can be named by its key; places behind k are never the least.
     best = tl.where(place < k, LOWEST + 1 + place, HIGHEST)
@@ -64,7 +65,7 @@ def best_of_blocks_kernel(  # type: ignore[no-untyped-def]
             best = tl.where(best == least, greatest, best)
             keys = tl.where(keys == greatest, LOWEST, keys)
             greatest, least = tl.max(keys, axis=0), tl.min(best, axis=0)
-    tl.store(found + (query * tl.num_programs(0) + part) * k + place, best, mask=place < k)
+    tl.store(found + (query * parts + part) * k + place, best, mask=place < k)
 
 
 @triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
@@ -72,8 +73,9 @@ def scores_kernel(  # type: ignore[no-untyped-def]
     tables, codes, scores, num_rows, columns: tl.constexpr, packed: tl.constexpr, block: tl.constexpr
 ):
     """scores [Q, n] of every row."""
-    query = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    blocks = tl.cdiv(num_rows, block)
+    query = (tl.program_id(0) // blocks).to(tl.int64)
+    row = (tl.program_id(0) % blocks).to(tl.int64) * block + tl.arange(0, block)
     is_row = row < num_rows
     found = score_rows(tables + query * columns * 32, codes, row, is_row, columns, packed)
     tl.store(scores + query * num_rows + row, found, mask=is_row)
@@ -83,9 +85,10 @@ def pq_topk(
     tables: torch.Tensor, codes: torch.Tensor, k: int, packed: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See the contract."""
+    check(tables, codes, k, packed)
     scores = tables.new_empty(tables.size(0), k)
     ids = tables.new_empty(tables.size(0), k, dtype=torch.int64)
-    source = codes.contiguous() if packed is None else packed
+    source = (codes if packed is None else packed).contiguous()
     by = _by_registers if k <= MAX_FUSED else _by_sorting
     by(tables.contiguous(), source, codes.shape, packed is not None, scores, ids)
     return scores, ids
@@ -106,8 +109,8 @@ def _by_registers(
     places = max(8, triton.next_power_of_2(k))
     found = tables.new_empty(num_queries, parts, k, dtype=torch.int64)
     launch(
-        best_of_blocks_kernel, (parts, num_queries), tables, source, found, num_rows, k, blocks_each, columns, packed,
-        BLOCK, places, num_warps=4,
+        best_of_blocks_kernel, (parts * num_queries,), tables, source, found, num_rows, k, parts, blocks_each, columns,
+        packed, BLOCK, places, num_warps=4,
     )  # fmt: skip
     block = MAX_PROGRAMS * places
     launch(merge_kernel, (num_queries,), found, scores, ids, parts * k, k, block, num_warps=max(4, block // 512))
@@ -126,7 +129,7 @@ def _by_sorting(
     for start in range(0, num_queries, step):
         slab = slice(start, min(num_queries, start + step))
         every = tables.new_empty(slab.stop - start, num_rows)
-        grid = triton.cdiv(num_rows, BLOCK), slab.stop - start
+        grid = (triton.cdiv(num_rows, BLOCK) * (slab.stop - start),)
         launch(scores_kernel, grid, tables[slab], source, every, num_rows, columns, packed, BLOCK, num_warps=4)
         ordered, places = every.sort(dim=1, descending=True, stable=True)
         scores[slab], ids[slab] = ordered[:, :k], places[:, :k]

@@ -21,7 +21,7 @@ CENTROIDS = 16
 SCHEMA = "(Tensor rows, Tensor codebooks) -> Tensor"
 
 
-def _check(rows: torch.Tensor, codebooks: torch.Tensor) -> None:
+def check(rows: torch.Tensor, codebooks: torch.Tensor) -> None:
     if rows.dim() != 2:
         checks.shape_error("rows", rows, "[n, D]")
     if codebooks.dim() != 3 or codebooks.size(1) != CENTROIDS:
@@ -36,12 +36,12 @@ def _check(rows: torch.Tensor, codebooks: torch.Tensor) -> None:
 
 
 def _reference(rows: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
-    _check(rows, codebooks)
+    check(rows, codebooks)
     return reference.quantize_pq(rows, codebooks)
 
 
 def _fake(rows: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
-    _check(rows, codebooks)
+    check(rows, codebooks)
     return rows.new_empty(rows.size(0), codebooks.size(0) // 2, dtype=torch.uint8)
 
 

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from embedmux.kernels.launch import launch
+from embedmux.kernels.quantize_pq import check
 
 BLOCK_ROWS = 128
 
@@ -47,6 +48,7 @@ def quantize_kernel(  # type: ignore[no-untyped-def]
 
 def quantize_pq(rows: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
     """See the contract."""
+    check(rows, codebooks)
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
     columns, width = codebooks.size(0) // 2, codebooks.size(2)
     codes = rows.new_empty(rows.size(0), columns, dtype=torch.uint8)

@@ -25,7 +25,7 @@ SCHEMA = (
 )
 
 
-def _check(
+def check(
     queries: torch.Tensor,
     rows: torch.Tensor,
     candidates: torch.Tensor,
@@ -48,7 +48,7 @@ def _reference(
     query_scale: torch.Tensor | None = None,
     query_offset: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    _check(queries, rows, candidates, kind, query_scale, query_offset)
+    check(queries, rows, candidates, kind, query_scale, query_offset)
     outside = (candidates < -1) | (candidates >= rows.size(0))
     if outside.any():
         checks.value_error("candidates", int(candidates[outside][0]), f"from -1 to {rows.size(0) - 1}")
@@ -63,7 +63,7 @@ def _fake(
     query_scale: torch.Tensor | None = None,
     query_offset: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    _check(queries, rows, candidates, kind, query_scale, query_offset)
+    check(queries, rows, candidates, kind, query_scale, query_offset)
     return queries.new_empty(candidates.size(), dtype=torch.float32)
 
 

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from embedmux.kernels.launch import launch
+from embedmux.kernels.rescore import check
 from embedmux.kernels.similarity.cuda_tile import readable, score_tile, tile_of
 
 
@@ -31,10 +32,11 @@ def rescore_kernel(  # type: ignore[no-untyped-def]
     block_queries: tl.constexpr,
     depth: tl.constexpr,
 ):
-    number = tl.program_id(1).to(tl.int64)
+    blocks = tl.cdiv(num_candidates, block_rows)
+    number = (tl.program_id(0) // blocks).to(tl.int64)
     column = tl.arange(0, block_queries)
     query = tl.zeros((block_queries,), tl.int64) + number
-    candidate = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
+    candidate = tl.program_id(0) % blocks * block_rows + tl.arange(0, block_rows)
     is_candidate = candidate < num_candidates
     row = tl.load(candidates + number * candidate_stride + candidate, mask=is_candidate, other=-1)
     is_row = (row >= 0) & (row < num_rows)
@@ -56,12 +58,13 @@ def rescore(
     query_offset: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See the contract."""
+    check(queries, rows, candidates, kind, query_scale, query_offset)
     queries, rows = readable(queries, rows, kind)
     candidates = candidates if candidates.stride(1) == 1 else candidates.contiguous()
     row_width = rows.size(1)
     tile = tile_of(kind, queries.dtype)
     out = queries.new_empty(candidates.size(), dtype=torch.float32)
-    grid = (triton.cdiv(candidates.size(1), tile.rows), queries.size(0))
+    grid = (triton.cdiv(candidates.size(1), tile.rows) * queries.size(0),)
     launch(
         rescore_kernel, grid, queries, rows, candidates, query_scale, query_offset, out, rows.size(0),
         candidates.size(1), queries.stride(0), rows.stride(0), candidates.stride(0), queries.size(1), row_width, kind,

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from embedmux.kernels.launch import launch
+from embedmux.kernels.similarity import check_vectors
 from embedmux.kernels.similarity.cuda_tile import readable, score_tile, tile_of
 
 
@@ -48,6 +49,7 @@ def similarity(
     query_offset: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See the contract."""
+    check_vectors(queries, rows, kind, query_scale, query_offset)
     queries, rows = readable(queries, rows, kind)
     (num_queries, width), (num_rows, row_width) = queries.shape, rows.shape
     tile = tile_of(kind, queries.dtype)

@@ -22,6 +22,8 @@ import torch
 import triton
 import triton.language as tl
 
+from embedmux.kernels import checks
+
 WIDEST = tl.constexpr(3.38e38)  # above, rounding to bfloat16 may give infinity
 
 
@@ -55,6 +57,8 @@ def tile_of(kind: str, dtype: torch.dtype) -> Tile:
 def readable(queries: torch.Tensor, rows: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Both as the kernels read them: copied if the last dimension is not contiguous; packed bits for "hamming" four
     bytes at a time where both allow it."""
+    if queries.dtype == torch.float64:
+        checks.dtype_error("queries", queries, "float32 or narrower on CUDA")
     queries, rows = (vectors if vectors.stride(1) == 1 else vectors.contiguous() for vectors in (queries, rows))
     if kind == "hamming" and all(_is_whole_words(vectors) for vectors in (queries, rows)):
         return queries.view(torch.int32), rows.view(torch.int32)

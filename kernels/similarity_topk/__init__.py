@@ -26,7 +26,7 @@ SCHEMA = (
 )
 
 
-def _check(
+def check(
     queries: torch.Tensor,
     rows: torch.Tensor,
     kind: str,
@@ -49,7 +49,7 @@ def _reference(
     query_scale: torch.Tensor | None = None,
     query_offset: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    _check(queries, rows, kind, k, query_scale, query_offset)
+    check(queries, rows, kind, k, query_scale, query_offset)
     return reference.similarity_topk(queries, rows, kind, k, query_scale, query_offset)
 
 
@@ -61,7 +61,7 @@ def _fake(
     query_scale: torch.Tensor | None = None,
     query_offset: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    _check(queries, rows, kind, k, query_scale, query_offset)
+    check(queries, rows, kind, k, query_scale, query_offset)
     shape = (queries.size(0), k)
     return queries.new_empty(shape, dtype=torch.float32), queries.new_empty(shape, dtype=torch.int64)
 

@@ -18,6 +18,7 @@ from embedmux.kernels.cuda_topk import LOWEST, MAX_FUSED, MAX_PROGRAMS, ROWS, SL
 from embedmux.kernels.launch import launch
 from embedmux.kernels.similarity.cuda import similarity
 from embedmux.kernels.similarity.cuda_tile import readable, score_tile, tile_of
+from embedmux.kernels.similarity_topk import check
 
 MAX_REGISTERS = 255  # left to itself the assembler spills a few to fit two blocks on a multiprocessor
 HIGHEST = tl.constexpr(2**63 - 1)
@@ -93,6 +94,7 @@ def similarity_topk(
     query_offset: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See the contract."""
+    check(queries, rows, kind, k, query_scale, query_offset)
     scores = queries.new_empty(queries.size(0), k, dtype=torch.float32)
     ids = queries.new_empty(queries.size(0), k, dtype=torch.int64)
     by = _by_registers if k <= MAX_FUSED else _by_sorting

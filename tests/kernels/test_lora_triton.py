@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from embedmux.kernels.lora_matmul import cuda_shrink, lora_matmul, model, reference
-from embedmux.kernels.lora_matmul.cases import TRITON_CASES, Case, make_inputs, tolerance
+from embedmux.kernels.lora_matmul.cases import MIXED_RANKS, MIXES, TRITON_CASES, Case, make_inputs, tolerance
 from embedmux.kernels.lora_matmul.cuda_matmul import multiply
 from embedmux.kernels.lora_matmul.cuda_unfused import lora_matmul_unfused
 
@@ -32,16 +32,6 @@ DESIGNS: dict[str, Callable[..., torch.Tensor]] = {
     "unfused": lora_matmul_unfused,
 }
 FUSED = [pytest.param(DESIGNS[name], id=name) for name in ("recompute", "extend")]
-
-# Ranks of the slots, up to beyond what u holds; -1 and the last slot are in every mix with more than one adapter.
-RANKS = ((3, 17), (0, 1), (64, 8), (16, 16), (33, 300))
-MIXES: dict[str, tuple[tuple[int, int], ...]] = {
-    "identical": ((30, 2), (35, 2), (25, 2)),
-    "distinct": ((9, 4), (16, 0), (1, -1), (23, 1), (40, 2), (12, 3)),
-    "uniform": ((20, 1), (20, 4), (20, -1), (20, 3)),
-    "zipf": ((48, 0), (24, 4), (16, -1), (12, 2)),
-    "skewed": ((70, 4), (0, 2), (1, 1), (1, -1), (1, 0)),
-}
 
 
 def inputs(case: Case, seed: int) -> tuple[Any, ...]:
@@ -69,7 +59,7 @@ def assert_numbers(found: torch.Tensor, arguments: Any, case: Case, *, rounded_t
 )
 @pytest.mark.parametrize("name", DESIGNS)
 def test_every_design_gives_the_numbers_of_the_reference(name: str, mix: str, dtype: torch.dtype) -> None:
-    case = Case(mix, dtype, 72, (70, 37), RANKS, MIXES[mix], merged=(2,), scaled=(0, 2), biased=(4,))
+    case = Case(mix, dtype, 72, (70, 37), MIXED_RANKS, MIXES[mix], merged=(2,), scaled=(0, 2), biased=(4,))
     arguments = inputs(case, seed=7)
     assert_numbers(DESIGNS[name](*arguments), arguments, case, rounded_twice=name == "unfused")
 
@@ -77,7 +67,7 @@ def test_every_design_gives_the_numbers_of_the_reference(name: str, mix: str, dt
 @pytest.mark.parametrize("name", DESIGNS)
 def test_every_design_gates(name: str) -> None:
     case = next(case for case in TRITON_CASES if case.name == "act_geglu_float32")
-    case = replace(case, ranks=RANKS, segments=MIXES["distinct"], merged=(1,), biased=(0,))
+    case = replace(case, ranks=MIXED_RANKS, segments=MIXES["distinct"], merged=(1,), biased=(0,))
     arguments = inputs(case, seed=8)
     assert_numbers(DESIGNS[name](*arguments), arguments, case)
 
@@ -95,7 +85,17 @@ class Layer:
 
     def __init__(self, dtype: torch.dtype, design: Callable[..., torch.Tensor], activation: str = "none") -> None:
         self.case = Case(
-            "layer", dtype, 72, (70, 70), RANKS, ((60, -1),), True, activation, merged=(3,), scaled=(1,), biased=(4,)
+            "layer",
+            dtype,
+            72,
+            (70, 70),
+            MIXED_RANKS,
+            ((60, -1),),
+            True,
+            activation,
+            merged=(3,),
+            scaled=(1,),
+            biased=(4,),
         )
         self.arguments, self.design = inputs(self.case, seed=10), design
         self.x = self.arguments[0]
@@ -160,7 +160,7 @@ def test_every_row_finds_its_segment() -> None:
 
 @pytest.mark.parametrize(("centred", "dtype"), [(True, HALF), (False, FULL)])
 def test_norm_gives_the_next_linear_its_u(centred: bool, dtype: torch.dtype) -> None:
-    case = Case("norm", dtype, 100, (70, 37, 20), tuple((*ranks, 5) for ranks in RANKS), MIXES["distinct"])
+    case = Case("norm", dtype, 100, (70, 37, 20), tuple((*ranks, 5) for ranks in MIXED_RANKS), MIXES["distinct"])
     arguments = inputs(case, seed=13)
     x, _, _, arena, adapters, offsets, slots = arguments[:7]
     residual, weight = torch.randn(x.shape).to(x), torch.randn(100, device=DEVICE)
