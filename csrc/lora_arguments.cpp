@@ -58,8 +58,8 @@ LoraSlice read_factors(const int64_t* entry, int64_t slot, int64_t slice, int64_
 
 void check_override(int64_t offset, const char* what, int64_t slot, int64_t slice, int64_t length, const char* room,
                     int64_t size) {
-  TORCH_CHECK(offset >= -1 && offset <= size - length, "overrides[", slot, "][", slice, "] must name ", what, " of ",
-              length, " elements inside ", room, " of ", size, ", or -1, got ", offset);
+  TORCH_CHECK(offset == -1 || (offset >= 0 && offset <= size - length), "overrides[", slot, "][", slice, "] must name ",
+              what, " of ", length, " elements inside ", room, " of ", size, ", or -1, got ", offset);
 }
 
 }  // namespace

@@ -233,3 +233,13 @@ def test_layout_of_wider_registers_is_refused_below_them() -> None:
             layer(layer.x, [(ROWS, 0)])
     finally:
         torch.ops.embedmux.set_max_cpu_isa("amx")
+
+
+def test_override_of_nothing_needs_no_room() -> None:
+    """-1 is no place: it stands in a table beside columns shorter than a slice."""
+    case = next(case for case in CASES if case.name == "overrides_all_float32")
+    arguments = list(make_inputs(case, seed=5))
+    arguments[10] = torch.full_like(arguments[10], -1)
+    arguments[11] = torch.zeros(1)
+    plain = lora_matmul(*arguments[:10])
+    assert torch.equal(lora_matmul(*arguments), plain)
