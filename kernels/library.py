@@ -6,11 +6,11 @@ Triton under ``CUDA`` (``cuda.py`` beside the reference, a function of the op's 
 at its first call, since a server on the CPU has no use for Triton). Which kernel answers is torch's choice alone.
 """
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,14 +37,14 @@ class Op:
         """The overload to keep where the call is hot."""
         return getattr(torch.ops.embedmux, self.name).default
 
-    @cached_property
+    @functools.cached_property
     def triton(self) -> Callable[..., Any]:
         """The function that launches the Triton kernels, as ``reference`` is called; raises ImportError without Triton.
 
         Tests call it on CPU tensors, where TRITON_INTERPRET=1 runs it.
         """
         found: Callable[..., Any] = getattr(importlib.import_module(f"{self.reference.__module__}.cuda"), self.name)
-        return lambda *arguments: found(*_on_one_device(self.name, arguments))
+        return lambda *arguments: found(*_readable(self.name, arguments))
 
     def backend(self, device: str) -> str:
         """``csrc``, ``triton`` or ``reference``: what answers on ``device`` ("cpu" or "cuda")."""
@@ -68,22 +68,31 @@ def define(
     """
     LIBRARY.define(name + signature)
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", _checked(name, fake), lib=LIBRARY)
     op = Op(name, reference, has_triton)
     if has_triton and importlib.util.find_spec("triton") is not None:
         LIBRARY.impl(name, lambda *arguments: op.triton(*arguments), "CUDA")
     return op
 
 
-def _on_one_device(name: str, arguments: tuple[Any, ...]) -> list[Any]:
+def _checked(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """The fake, which torch also asks where CPU and meta tensors are mixed, and would then give fresh CPU memory."""
+
+    @functools.wraps(fake)
+    def checked(*arguments: Any, **named: Any) -> Any:
+        _check_device(name, (*arguments, *named.values()))
+        return fake(*arguments, **named)
+
+    return checked
+
+
+def _readable(name: str, arguments: tuple[Any, ...]) -> list[Any]:
     """What every Triton kernel may rely on: all tensors on one device, those of one dimension contiguous."""
-    device, found = None, list(arguments)
-    for place, argument in enumerate(arguments):
-        if not isinstance(argument, torch.Tensor):
-            continue
-        device = device or argument.device
-        if argument.device != device:
-            raise ValueError(f"{name}: tensors must be on one device, got {device} and {argument.device}")
-        if argument.dim() == 1:
-            found[place] = argument.contiguous()
-    return found
+    _check_device(name, arguments)
+    return [a.contiguous() if isinstance(a, torch.Tensor) and a.dim() == 1 else a for a in arguments]
+
+
+def _check_device(name: str, arguments: tuple[Any, ...]) -> None:
+    devices = {str(argument.device) for argument in arguments if isinstance(argument, torch.Tensor)}
+    if len(devices) > 1:
+        raise ValueError(f"{name}: all tensors must be on one device, got {' and '.join(sorted(devices))}")

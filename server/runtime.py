@@ -120,19 +120,18 @@ class Runtime:
     @torch.inference_mode()
     def _compute(self, sequences: list[Sequence]) -> list[bytes | EngineFailure]:
         """Sequences in batch order -> one row of bytes, or its own error, each; runs on the device thread."""
+        specs = []
+        for sequence in sequences:
+            output, handle = sequence.job.output, int(sequence.job.adapters[sequence.index])
+            calibrated = output.encoding.is_calibrated
+            specs.append((output, self.registry.calibration(handle, output.dimensions) if calibrated else None))
         layout = pack(sequences)
         if self._graphs is not None:
             states, batch = self._graphs(layout)
         else:
             batch = layout.to(self.device)
             states = self.backbone(batch)
-        offsets = batch.offsets[: len(sequences) + 1]
-        specs = []
-        for sequence in sequences:
-            output, handle = sequence.job.output, int(sequence.job.adapters[sequence.index])
-            calibrated = output.encoding.is_calibrated
-            specs.append((output, self.registry.calibration(handle, output.dimensions) if calibrated else None))
-        rows = encode_rows(states, offsets, specs, self.spec.pooling)
+        rows = encode_rows(states, batch.offsets[: len(sequences) + 1], specs, self.spec.pooling)
         return [row if isinstance(row, EngineFailure) else row.tobytes() for row in rows]
 
 

@@ -169,6 +169,7 @@ class AdapterArena:
         if self._stream is None:
             yield
             return
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))  # the tables' first zeros come before
         with torch.cuda.stream(self._stream):
             yield
         self._stream.synchronize()

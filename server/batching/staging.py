@@ -16,8 +16,8 @@ ALIGNMENT = 64
 class Staging:
     """The buffers of one bucket: pinned on the host, the same bytes on the device, one copy between them.
 
-    ``fill`` may be called again once the device is done with the batch before: the copy reads the host's buffer
-    while the caller goes on.
+    The copy reads the host's buffer while the caller goes on; the next ``fill`` waits for it, which costs nothing after
+    a batch that was answered.
     """
 
     def __init__(self, *, max_tokens: int, max_texts: int, max_segments: int, device: torch.device) -> None:
@@ -32,6 +32,7 @@ class Staging:
             end += -(-size * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         self._host = torch.zeros(end, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._device = torch.zeros(end, dtype=torch.uint8, device=device)
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._arrays: list[np.ndarray] = [_view(self._host, *place).numpy() for place in places]
         self.batch = Batch(*(_view(self._device, *place) for place in places))
 
@@ -45,6 +46,8 @@ class Staging:
 
     def fill(self, layout: Layout) -> Batch:
         """Starts the copy of a batch to the device; the same Batch every time, read by whatever is queued behind."""
+        if self._copied is not None:
+            self._copied.synchronize()
         token_ids, positions, offsets, segment_offsets, segment_slots = self._arrays
         num_tokens, num_segments = len(layout.token_ids), len(layout.segment_slots)
         token_ids[:num_tokens] = layout.token_ids
@@ -56,6 +59,8 @@ class Staging:
         segment_slots[:num_segments] = layout.segment_slots
         segment_slots[num_segments:] = BASE_MODEL
         self._device.copy_(self._host, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
         return self.batch
 
 

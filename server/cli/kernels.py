@@ -40,8 +40,9 @@ def compile_kernels(
 
     A kernel is compiled when it first runs, for the part it runs on, and kept in Triton's cache. This fills the cache
     before that, without a GPU: `embedmux serve --device cuda` with the same cache, the same version of embedmux and
-    the same version of Triton compiles nothing. Put the cache into the image, or copy it to the machine. (Triton
-    builds a small library of its own at its first start there, for which it needs a C compiler.)
+    the same version of Triton compiles nothing, if its limits of tokens and adapters are the usual ones (others make
+    other graphs, and some kernels are compiled when it starts). Put the cache into the image, or copy it to the
+    machine. (Triton builds a small library of its own at its first start there, for which it needs a C compiler.)
 
     The table shows what each kernel became: registers of a thread, shared memory of a block, how full it keeps a
     multiprocessor, and whether its products run on tensor cores. The exit code is 1 if one spills registers or does
@@ -51,7 +52,7 @@ def compile_kernels(
 
         embedmux kernels compile --target sm_90 --model minilm
 
-        embedmux kernels compile --target sm_80 --target sm_89 --model models/e5 --dtype float16 --cache image/triton
+        embedmux kernels compile --target sm_80 --target sm_89 --model models/e5 --dtype float32 --cache image/triton
 
         embedmux kernels compile --target all
 

@@ -25,8 +25,8 @@ NAMES = [f"sm_{capability}" for capability in gpus.TARGETS]
 def run(target: list[str], model: str | None, dtype: str, cache: Path | None) -> int:
     """``embedmux kernels compile``: its exit code."""
     targets = parse_targets(target)
-    if dtype not in (*DTYPES, "float16"):
-        raise console.WrongUsage(f"--dtype is {dtype!r}; it must be float32, bfloat16 or float16")
+    if dtype not in DTYPES:
+        raise console.WrongUsage(f"--dtype is {dtype!r}; it must be {' or '.join(DTYPES)}")
     if aot.is_interpreting():
         raise console.WrongUsage("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled: unset it")
     usual_cache = aot.cache_folder()

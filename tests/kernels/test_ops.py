@@ -90,6 +90,16 @@ def test_op_runs_compiled_when_the_extension_is_there(op: Op) -> None:
 
 
 @pytest.mark.parametrize("op", ops.ALL, ids=lambda op: op.name)
+def test_tensors_on_meta_beside_the_cpu_are_refused(op: Op) -> None:
+    arguments = list(cases_of(op).make_inputs(cases_of(op).CASES[0], seed=6))
+    places = [place for place, value in enumerate(arguments) if isinstance(value, torch.Tensor) and not value.is_mkldnn]
+    for place in places if len(places) > 1 else []:
+        mixed = [*arguments[:place], arguments[place].to("meta"), *arguments[place + 1 :]]
+        with pytest.raises(ValueError, match="one device, got cpu and meta"):
+            op(*mixed)
+
+
+@pytest.mark.parametrize("op", ops.ALL, ids=lambda op: op.name)
 def test_cases_have_their_own_names_and_benchmarks(op: Op) -> None:
     names = [case.name for case in (*cases_of(op).CASES, *cases_of(op).BENCHMARK_CASES)]
     assert len(set(names)) == len(names)

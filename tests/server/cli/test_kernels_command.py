@@ -42,7 +42,7 @@ def test_compile_explains_itself_without_torch(run) -> None:
             ["--target", "sm_91"],
             "--target is 'sm_91'; it must be one of sm_80, sm_86, sm_89, sm_90, sm_100, sm_120 or all",
         ),
-        (["--target", "sm_90", "--dtype", "int4"], "--dtype is 'int4'; it must be float32, bfloat16 or float16"),
+        (["--target", "sm_90", "--dtype", "int4"], "--dtype is 'int4'; it must be float32 or bfloat16"),
     ],
     ids=["target", "dtype"],
 )
@@ -66,3 +66,38 @@ def test_a_model_compiles_once(tmp_path: Path) -> None:
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert ", 0 found there" in first.stdout and "TRITON_CACHE_DIR=" in first.stdout
     assert ": 0 compiled, " in second.stdout
+
+
+CODES = """
+import torch
+from embedmux.kernels import aot
+from embedmux.server.outputs import encode_everyhow, encode_group
+from embedmux.server.records import Encoding, OutputSpec, Pooling
+
+states = torch.empty(9, 384, dtype=torch.bfloat16, device="meta")
+offsets = torch.empty(4, dtype=torch.int32, device="meta")
+with aot.Recorder() as before:
+    encode_everyhow(states, offsets[:2], Pooling.MEAN)
+with aot.Recorder() as asked:
+    for dimensions in (384, 256, 100):
+        ranges = torch.empty(2, dimensions, device="meta")
+        for encoding in Encoding:
+            for chosen in (None, offsets[:2]):
+                encode_group(states, offsets, chosen, OutputSpec(dimensions, encoding), ranges, Pooling.MEAN)
+compiled = {kernel.key for kernel in aot.compile_calls(before.calls, [90])}
+later = {kernel.key for kernel in aot.compile_calls(asked.calls, [90])}
+assert len(compiled) == 2 * len(Encoding) and later <= compiled, later - compiled
+"""
+
+
+@needs_triton
+@pytest.mark.slow
+def test_codes_of_any_dimensions_are_compiled_before_they_are_asked_for(tmp_path: Path) -> None:
+    without = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    answer = subprocess.run(
+        [sys.executable, "-c", CODES],
+        env={**without, "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
