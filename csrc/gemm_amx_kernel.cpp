@@ -96,20 +96,21 @@ EMBEDMUX_AMX inline void multiply_low_rank(const std::vector<const LowRank*>& pa
                                            int64_t column) {
   for (const LowRank* part : parts) {
     if (!part->meets(column)) continue;
+    const int64_t steps = part->steps();
     const uint16_t* up = part->up + panel * part->up_elements();
-    const uint16_t* down = part->down + (tile - part->first_tile()) * part->rank_tiles * kTileElements;
+    const uint16_t* down = part->down + (tile - part->first_tile()) * steps * kTileElements;
     const bool has_first = tile >= part->first_tile();
     const bool has_second = Tiles > 1 && tile + 1 < part->last_tile();
-    for (int64_t rank_tile = 0; rank_tile < part->rank_tiles; ++rank_tile) {
-      _tile_stream_loadd(6, up + rank_tile * kStepElements, 64);
-      _tile_stream_loadd(7, up + rank_tile * kStepElements + kTileElements, 64);
+    for (int64_t step = 0; step < steps; ++step) {
+      _tile_stream_loadd(6, up + step * kStepElements, 64);
+      _tile_stream_loadd(7, up + step * kStepElements + kTileElements, 64);
       if (has_first) {
-        _tile_loadd(4, down + rank_tile * kTileElements, 64);
+        _tile_loadd(4, down + step * kTileElements, 64);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
       }
       if (has_second) {
-        _tile_loadd(5, down + (part->rank_tiles + rank_tile) * kTileElements, 64);
+        _tile_loadd(5, down + (steps + step) * kTileElements, 64);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
       }

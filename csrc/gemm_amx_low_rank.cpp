@@ -17,7 +17,7 @@ struct RankTile {
 
 // A x of up to two row tiles by up to two rank tiles, all four sums in flight as in the product itself.
 template <int Rows, int Ranks>
-EMBEDMUX_AMX void shrink_tiles(const uint16_t* rows, const uint16_t* a, int64_t steps, float* const* targets) {
+EMBEDMUX_AMX void shrink_tiles(const uint16_t* rows, const uint16_t* a, int64_t steps, float* sums) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -36,14 +36,25 @@ EMBEDMUX_AMX void shrink_tiles(const uint16_t* rows, const uint16_t* a, int64_t 
       if (Ranks > 1) _tile_dpbf16ps(3, 5, 7);
     }
   }
-  _tile_stored(0, targets[0], 64);
-  if (Ranks > 1) _tile_stored(1, targets[1], 64);
-  if (Rows > 1) _tile_stored(2, targets[2], 64);
-  if (Rows > 1 && Ranks > 1) _tile_stored(3, targets[3], 64);
+  _tile_stored(0, sums, 64);
+  if (Ranks > 1) _tile_stored(1, sums + 256, 64);
+  if (Rows > 1) _tile_stored(2, sums + 512, 64);
+  if (Rows > 1 && Ranks > 1) _tile_stored(3, sums + 768, 64);
   settle_memory();
 }
 
-// A x of the parts of one segment, as row tiles of split values; block by block, so that its rows are read from memory
+// A float tile of A x, from row `row` of the task, into its place in the part's row tiles.
+EMBEDMUX_AMX void place_down(const RankTile& rank_tile, const float* sums, int64_t row) {
+  const auto [part, index] = rank_tile;
+  const int64_t first = part->first_row - row, last = part->last_row - row;
+  uint16_t* target = part->down + ((row / kTileRows - part->first_tile()) * part->steps() + index / 2) * kTileElements;
+  if (part->is_split()) return split_to_pairs(sums, first, last, target);
+  round_to_half(sums, first, last, target + index % 2 * kTileRows);
+  // Nothing may stand beside the last tile that times the zeros of B is not zero.
+  if (index % 2 == 0 && index + 1 == part->rank_tiles) round_to_half(sums, 0, 0, target + kTileRows);
+}
+
+// A x of the parts of one segment, as row tiles; block by block, so that its rows are read from memory
 // once for all parts.
 EMBEDMUX_AMX void shrink(const Product& product, const LowRank* parts, int64_t num_parts, const uint16_t* rows,
                          Scratch& scratch) {
@@ -68,19 +79,13 @@ EMBEDMUX_AMX void shrink(const Product& product, const LowRank* parts, int64_t n
     const uint16_t* block = rows + tile / 2 * steps * kStepElements + tile % 2 * kTileElements;
     for (int64_t i = 0; i < num_ranks; i += 2) {
       const int64_t together = std::min<int64_t>(2, num_ranks - i);
-      float* targets[4];
-      for (int64_t j = 0; j < 4; ++j) {
-        const auto [part, index] = ranks[std::min(i + j % 2, num_ranks - 1)];
-        const int64_t place = (tile + j / 2 - part->first_tile()) * part->rank_tiles + index;
-        targets[j] = reinterpret_cast<float*>(part->down + place * kTileElements);
-      }
+      alignas(64) float sums[4 * kTileRows * kTileRows];
       constexpr decltype(&shrink_tiles<1, 1>) kKernels[2][2] = {{shrink_tiles<1, 1>, shrink_tiles<1, 2>},
                                                                 {shrink_tiles<2, 1>, shrink_tiles<2, 2>}};
-      kKernels[count - 1][together - 1](block, a_tiles + i * steps * kTileElements, steps, targets);
+      kKernels[count - 1][together - 1](block, a_tiles + i * steps * kTileElements, steps, sums);
       for (int64_t j = 0; j < 4; ++j) {
         if (j / 2 >= count || j % 2 >= together) continue;
-        const int64_t row = (tile + j / 2) * kTileRows;
-        split_to_pairs(targets[j], parts->first_row - row, parts->last_row - row);
+        place_down(ranks[i + j % 2], sums + j * kTileRows * kTileRows, (tile + j / 2) * kTileRows);
       }
     }
   }
@@ -106,13 +111,13 @@ std::vector<LowRank> find_parts(const Product& product, int64_t first, int64_t l
       if (factors.rank == 0) continue;
       parts.push_back({begin, end, call.slices[slice], call.slices[slice + 1], factors.rank,
                        divide_up(factors.rank, kTileRows), arena + factors.a, arena + factors.b, nullptr, nullptr});
-      down_tiles += parts.back().num_tiles() * parts.back().rank_tiles;
+      down_tiles += parts.back().num_tiles() * parts.back().steps();
     }
   }
   uint16_t* down = scratch.down.reserve(down_tiles * kTileElements);
   for (LowRank& part : parts) {
     part.down = down;
-    down += part.num_tiles() * part.rank_tiles * kTileElements;
+    down += part.num_tiles() * part.steps() * kTileElements;
     call_ahead(part.a, part.rank * call.inner);
   }
   return parts;
@@ -149,8 +154,13 @@ EMBEDMUX_AMX void expand_group(const Product& product, const std::vector<LowRank
       if (!part.meets(column)) continue;
       const __mmask32 mask = low_bits(part.last_column - column) & ~low_bits(part.first_column - column);
       uint16_t* target = part.up + (place - first) * part.up_elements();
-      for (int64_t rank = 0; rank < part.rank; rank += kTileRows, target += kStepElements) {
-        duplicate_to_pairs(part.b + rank * width + column - part.first_column, width, part.rank - rank, mask, target);
+      const uint16_t* source = part.b + column - part.first_column;
+      if (part.is_split()) {
+        duplicate_to_pairs(source, width, part.rank, mask, target);
+        continue;
+      }
+      for (int64_t rank = 0; rank < part.rank; rank += kTileDepth, target += kStepElements) {
+        interleave_to_pairs(source + rank * width, width, part.rank - rank, mask, target);
       }
     }
     for (int64_t place = last; place < std::min(end, 2 * last - first); ++place) {

@@ -50,13 +50,17 @@ struct LowRank {
   int64_t rank, rank_tiles;
   const uint16_t* a;
   const uint16_t* b;
-  uint16_t* down;  // A x: row tiles [num_tiles, rank_tiles]
-  uint16_t* up;    // B: pair tiles [panels of the group, rank_tiles, 2]
+  uint16_t* down;  // A x: row tiles [num_tiles, steps]
+  uint16_t* up;    // B: pair tiles [panels of the group, steps, 2]
 
   int64_t first_tile() const { return first_row / kTileRows; }
   int64_t last_tile() const { return divide_up(last_row, kTileRows); }
   int64_t num_tiles() const { return last_tile() - first_tile(); }
-  int64_t up_elements() const { return rank_tiles * kStepElements; }  // a panel
+  // A step of the product takes 32 ranks. Up to 16 leave room for both halves of each value, which keep 16 bits of A x
+  // at no cost; more are rounded to bfloat16.
+  bool is_split() const { return rank <= kTileRows; }
+  int64_t steps() const { return divide_up(rank, kTileDepth); }
+  int64_t up_elements() const { return steps() * kStepElements; }  // a panel
   bool meets(int64_t column) const { return first_column < column + kPanelColumns && column < last_column; }
 };
 

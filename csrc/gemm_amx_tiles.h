@@ -93,9 +93,26 @@ EMBEDMUX_AMX inline void duplicate_to_pairs(const uint16_t* source, int64_t widt
   }
 }
 
-// A float tile of A x as a row tile in place: each value becomes the pair of its bfloat16 and of the rest, which
-// together hold 16 bits of it. Rows outside [first, last) become zero: they belong to other segments.
-EMBEDMUX_AMX inline void split_to_pairs(float* tile, int64_t first, int64_t last) {
+// 16 pairs, each of a value of the one and a value of the other.
+EMBEDMUX_AMX inline __m512i interleave(__m256i low, __m256i high) {
+  return _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+}
+
+// 32 rows of B likewise, each pair of one row and the next.
+EMBEDMUX_AMX inline void interleave_to_pairs(const uint16_t* source, int64_t width, int64_t rows, __mmask32 mask,
+                                             uint16_t* tiles) {
+  for (int64_t i = 0; i < kTileRows; ++i, source += 2 * width) {
+    const __m512i even = _mm512_maskz_loadu_epi16(2 * i < rows ? mask : 0, source);
+    const __m512i odd = _mm512_maskz_loadu_epi16(2 * i + 1 < rows ? mask : 0, source + width);
+    _mm512_store_si512(tiles + 32 * i, interleave(_mm512_castsi512_si256(even), _mm512_castsi512_si256(odd)));
+    _mm512_store_si512(tiles + kTileElements + 32 * i,
+                       interleave(_mm512_extracti64x4_epi64(even, 1), _mm512_extracti64x4_epi64(odd, 1)));
+  }
+}
+
+// A row tile from a float tile of A x: each value becomes the pair of its bfloat16 and of the rest, which together hold
+// 16 bits of it. Rows outside [first, last) become zero: they belong to other segments.
+EMBEDMUX_AMX inline void split_to_pairs(const float* tile, int64_t first, int64_t last, uint16_t* target) {
   for (int64_t row = 0; row < kTileRows; ++row) {
     __m512i pairs = _mm512_setzero_si512();
     if (row >= first && row < last) {
@@ -105,7 +122,16 @@ EMBEDMUX_AMX inline void split_to_pairs(float* tile, int64_t first, int64_t last
       const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(rest));
       pairs = _mm512_or_si512(high, _mm512_slli_epi32(low, 16));
     }
-    _mm512_store_si512(tile + 16 * row, pairs);
+    _mm512_store_si512(target + 32 * row, pairs);
+  }
+}
+
+// The left or right half of a row tile from a float tile of A x, each value rounded to bfloat16, rows as above.
+EMBEDMUX_AMX inline void round_to_half(const float* tile, int64_t first, int64_t last, uint16_t* half) {
+  for (int64_t row = 0; row < kTileRows; ++row) {
+    const bool is_own = row >= first && row < last;
+    const __m256i values = (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(tile + 16 * row));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(half + 32 * row), is_own ? values : _mm256_setzero_si256());
   }
 }
 

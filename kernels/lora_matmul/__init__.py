@@ -3,7 +3,8 @@
 Shape key: T rows (tokens), K in, N out, R rank, S slots, J slices, G segments.
 
 x [T, K] float32, bfloat16 or float16, weight [N, K] and bias [N] of the same dtype -> y [T, N] of that dtype
-([T, N / 2] from a gated activation). Sums are kept in float32 and rounded once, at the end.
+([T, N / 2] from a gated activation). Sums are kept in float32 and rounded once, at the end; only AMX, at ranks above
+16, rounds A x to bfloat16 between its two factors.
 
 arena [E], same dtype, holds the factors of all adapters. adapters [S, J, 3] int64 names, for slot s and slice j,
 (offset of A, offset of B, rank) in elements: A is [rank, K] and B is [rank, n_j], both row-major, B transposed against
