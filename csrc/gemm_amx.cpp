@@ -14,7 +14,7 @@ namespace embedmux {
 namespace {
 
 constexpr int64_t kTaskBytes =
-    1024 * 1024;                    // rows of a task in tiles: half of the second-level cache of a core with AMX
+    1024 * 1024;                    // rows of a task in tiles, at most: half of the second-level cache of such a core
 constexpr int64_t kTaskRows = 256;  // leaves the second-level cache room for the output and an adapter's factors
 constexpr int64_t kTaskPanels = 8;  // fewer panels a task would gather x and compute A x too often
 
