@@ -1,6 +1,7 @@
 // bfloat16 attention with AMX. A strip's scores against a block of keys stay in the first cache level between the two
 // products.
 #include "attention_amx_tiles.h"
+#include "attention_amx_weights.h"
 
 #ifdef EMBEDMUX_X86
 
@@ -18,7 +19,7 @@ EMBEDMUX_AMX void leave() { _tile_release(); }
 
 // Scores of a strip against `Panels` panels.
 template <int Panels>
-EMBEDMUX_AMX void score_panels(const Cell* queries, const Cell* keys, int chunks, float* scores) {
+EMBEDMUX_AMX void score_panels(const Rows& queries, const Cell* keys, int chunks, float* scores) {
   _tile_zero(0);
   _tile_zero(1);
   if constexpr (Panels == 4) {
@@ -28,7 +29,7 @@ EMBEDMUX_AMX void score_panels(const Cell* queries, const Cell* keys, int chunks
   for (int c = 0; c < chunks; ++c) {
     const Cell* right = keys + c * kTile;
     const int panel = chunks * kTile;
-    _tile_loadd(4, queries + c * kTile, kTileBytes);
+    _tile_loadd(4, queries.start + c * queries.step, queries.stride);
     _tile_loadd(5, right, kTileBytes);
     _tile_dpbf16ps(0, 4, 5);
     _tile_loadd(6, right + panel, kTileBytes);
@@ -48,45 +49,14 @@ EMBEDMUX_AMX void score_panels(const Cell* queries, const Cell* keys, int chunks
   }
 }
 
-// The scores of a strip, four panels at a time: between rows of the strip before it, whose softmax keeps the vector
-// units busy while the tiles wait for each other.
-class Scoring {
- public:
-  Scoring(const Workspace& w, const Strip& strip, float* scores)
-      : w_(w), strip_(strip), scores_(scores), panel_(strip.first / kPanel) {}
-
-  void advance() {
-    const int left = strip_.last / kPanel - panel_;
-    if (left <= 0) return;
-    const Cell* queries = w_.queries + strip_.index * w_.chunks * kTile;
-    const Cell* keys = w_.keys + panel_ * w_.chunks * kTile;
-    if (left >= 4) {
-      score_panels<4>(queries, keys, w_.chunks, scores_ + panel_ * kTile);
-    } else {
-      score_panels<2>(queries, keys, w_.chunks, scores_ + panel_ * kTile);
-    }
-    panel_ += 4;
+void score(const Workspace& w, const Rows& queries, const Strip& strip) {
+  int panel = strip.first / kPanel;
+  for (; panel + 4 <= strip.last / kPanel; panel += 4) {
+    score_panels<4>(queries, w.keys + panel * w.chunks * kTile, w.chunks, w.scores + panel * kTile);
   }
-
-  void finish() {
-    while (panel_ < strip_.last / kPanel) advance();
+  if (panel < strip.last / kPanel) {
+    score_panels<2>(queries, w.keys + panel * w.chunks * kTile, w.chunks, w.scores + panel * kTile);
   }
-
- private:
-  const Workspace& w_;
-  const Strip& strip_;
-  float* scores_;
-  int panel_;
-};
-
-// 2^x for a weight that is rounded to bfloat16 next: relative error 3.3e-4, exact at whole x, so that the largest
-// weight is 1. 0 for -inf and below the range; NaN stays NaN.
-EMBEDMUX_AMX inline __m512 exp2_weight(__m512 x) {
-  const __m512 rest = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  __m512 value = _mm512_fmadd_ps(_mm512_set1_ps(0.0866486979F), rest, _mm512_set1_ps(0.2146019173F));
-  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(0.6987493848F));
-  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(1.0F));
-  return _mm512_scalef_ps(value, x);  // by 2^floor(x)
 }
 
 // Overwrites the scores of keys that a row must not see.
@@ -109,12 +79,12 @@ EMBEDMUX_AMX void hide(const Problem& p, const Strip& strip, int block, int leng
   }
 }
 
-// Scores -> weights; moves the strip's shifts, sums and what earlier blocks left in its output.
-EMBEDMUX_AMX void weigh(const Workspace& w, const Strip& strip, float scale, const float* scores, Cell* weights,
-                        Prefetch& prefetch, int64_t lines, Scoring& next) {
+// Scores -> weights; moves the strip's shifts and what earlier blocks left in its output.
+EMBEDMUX_AMX void weigh(const Workspace& w, const Strip& strip, float scale, bool tame, Cell* weights,
+                        Prefetch& prefetch, int64_t lines) {
+  const float* scores = w.scores;
   const int first = strip.first / kPanel, last = strip.last / kPanel;
   float* shifts = w.shift + strip.index * kStrip;
-  float* totals = w.sum + strip.index * kStrip;
   __m512 each[kStrip];
   for (int r = strip.rows; r < kStrip; ++r) each[r] = _mm512_setzero_ps();
   for (int r = 0; r < strip.rows; ++r) {
@@ -126,32 +96,25 @@ EMBEDMUX_AMX void weigh(const Workspace& w, const Strip& strip, float scale, con
     }
     each[r] = _mm512_max_ps(even, odd);
   }
-  const __m512 factor = _mm512_set1_ps(scale);
   const __m512 old = _mm512_load_ps(shifts);
-  const __m512 moved = _mm512_max_ps(_mm512_mul_ps(reduce_each<larger>(each), factor), old);
+  const __m512 moved = whole_shift(reduce_each<larger>(each), scale, old);
   _mm512_store_ps(shifts, moved);
+  const bool quick = tame && suits_quick_weights(moved);
   for (int r = 0; r < strip.rows; ++r) {
-    prefetch.advance(lines);
-    if (r % 4 == 0) next.advance();
-    const __m512 shift = _mm512_set1_ps(shifts[r]);
-    __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
-    for (int panel = first; panel < last; panel += 2) {
-      const float* row = scores + panel * kTile + r * kLanes;
-      const __m512 one = exp2_weight(_mm512_fmsub_ps(_mm512_load_ps(row), factor, shift));
-      const __m512 other = exp2_weight(_mm512_fmsub_ps(_mm512_load_ps(row + kTile), factor, shift));
-      even = _mm512_add_ps(even, one);
-      odd = _mm512_add_ps(odd, other);
-      _mm512_store_si512(weights + panel / 2 * kTile + r * kLanes, (__m512i)_mm512_cvtne2ps_pbh(other, one));
+    if (r % 2 == 0) prefetch.advance(lines);
+    const float* row = scores + first * kTile + r * kLanes;
+    Cell* target = weights + first / 2 * kTile + r * kLanes;
+    if (quick) {
+      weigh_row_quickly(row, last - first, scale, shifts[r], target);
+    } else {
+      weigh_row(row, last - first, scale, shifts[r], target);
     }
-    each[r] = _mm512_add_ps(even, odd);
   }
-  const __m512 decay = exp2_lanes<5>(_mm512_sub_ps(old, moved));
-  _mm512_store_ps(totals, _mm512_fmadd_ps(_mm512_load_ps(totals), decay, reduce_each<add>(each)));
   if (!strip.started) return;
   alignas(64) float decays[kLanes];
-  _mm512_store_ps(decays, decay);
-  float* output = w.output + strip.index * 2 * w.chunks * kTile;
-  for (int tile = 0; tile < 2 * w.chunks; ++tile) {
+  _mm512_store_ps(decays, exp2_lanes<5>(_mm512_sub_ps(old, moved)));
+  float* output = w.output + strip.place * (2 * w.chunks + 1) * kTile;
+  for (int tile = 0; tile < 2 * w.chunks + 1; ++tile) {
     for (int r = 0; r < strip.rows; ++r, output += kLanes) {
       _mm512_store_ps(output, _mm512_mul_ps(_mm512_load_ps(output), _mm512_set1_ps(decays[r])));
     }
@@ -159,57 +122,83 @@ EMBEDMUX_AMX void weigh(const Workspace& w, const Strip& strip, float scale, con
   }
 }
 
-// Output tiles 2 c and 2 c + 1 of one or two neighbouring strips, over the keys of the first.
-template <int Strips>
-EMBEDMUX_AMX void gather_chunk(const Workspace& w, const Strip& strip, const Cell* weights, int c) {
-  const int tiles = 2 * w.chunks;
-  float* output = w.output + (strip.index * tiles + 2 * c) * kTile;
-  float* next = output + tiles * kTile;
-  if (strip.started) {
+// Accumulators: tiles 0 and 1 output of the first strip, 2 and 3 of the second, 4 and 5 their sums of weights.
+template <int Strips, bool Sums>
+EMBEDMUX_AMX inline void start_gathering(bool started, float* output, float* next, float* sum, float* next_sum) {
+  if (started) {
     _tile_loadd(0, output, kTileBytes);
     _tile_loadd(1, output + kTile, kTileBytes);
+    if constexpr (Sums) _tile_loadd(4, sum, kTileBytes);
     if constexpr (Strips == 2) {
       _tile_loadd(2, next, kTileBytes);
       _tile_loadd(3, next + kTile, kTileBytes);
+      if constexpr (Sums) _tile_loadd(5, next_sum, kTileBytes);
     }
   } else {
     _tile_zero(0);
     _tile_zero(1);
+    _tile_zero(4);
     if constexpr (Strips == 2) {
       _tile_zero(2);
       _tile_zero(3);
+      _tile_zero(5);
     }
   }
+}
+
+// Output tiles 2 c and 2 c + 1 of one or two neighbouring strips, over the keys of the first; with `Sums` also the tile
+// behind the outputs: the weights times ones.
+template <int Strips, bool Sums>
+EMBEDMUX_AMX void gather_chunk(const Workspace& w, const Strip& strip, const Cell* weights, int c) {
+  const int tiles = 2 * w.chunks;
+  float* output = w.output + (strip.place * (tiles + 1) + 2 * c) * kTile;
+  float* next = output + (tiles + 1) * kTile;
+  float* sum = output + (tiles - 2 * c) * kTile;
+  float* next_sum = next + (tiles - 2 * c) * kTile;
+  start_gathering<Strips, Sums>(strip.started, output, next, sum, next_sum);
   for (int step = strip.first / kStep; step < strip.last / kStep; ++step) {
     const Cell* values = w.values + (step * tiles + 2 * c) * kTile;
-    _tile_loadd(4, weights + step * kTile, kTileBytes);
-    _tile_loadd(6, values, kTileBytes);
-    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(6, weights + step * kTile, kTileBytes);
+    _tile_loadd(7, values, kTileBytes);
+    _tile_dpbf16ps(0, 6, 7);
     _tile_loadd(7, values + kTile, kTileBytes);
-    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(1, 6, 7);
+    if constexpr (Sums) {
+      _tile_loadd(7, kOnes.cells, kTileBytes);
+      _tile_dpbf16ps(4, 6, 7);
+    }
     if constexpr (Strips == 2) {
-      _tile_loadd(5, weights + (kSteps + step) * kTile, kTileBytes);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+      _tile_loadd(6, weights + (kSteps + step) * kTile, kTileBytes);
+      if constexpr (Sums) _tile_dpbf16ps(5, 6, 7);
+      _tile_loadd(7, values, kTileBytes);
+      _tile_dpbf16ps(2, 6, 7);
+      _tile_loadd(7, values + kTile, kTileBytes);
+      _tile_dpbf16ps(3, 6, 7);
     }
   }
   _tile_stored(0, output, kTileBytes);
   _tile_stored(1, output + kTile, kTileBytes);
+  if constexpr (Sums) _tile_stored(4, sum, kTileBytes);
   if constexpr (Strips == 2) {
     _tile_stored(2, next, kTileBytes);
     _tile_stored(3, next + kTile, kTileBytes);
+    if constexpr (Sums) _tile_stored(5, next_sum, kTileBytes);
   }
+}
+
+template <int Strips>
+void gather_strips(const Workspace& w, const Strip& strip, const Cell* weights) {
+  gather_chunk<Strips, true>(w, strip, weights, 0);
+  for (int c = 1; c < w.chunks; ++c) gather_chunk<Strips, false>(w, strip, weights, c);
 }
 
 void gather(const Workspace& w, const Strip* strips, int count) {
   const bool together = count == 2 && strips[1].index == strips[0].index + 1 && strips[0].first == strips[1].first &&
                         strips[0].last == strips[1].last && strips[0].started == strips[1].started;
-  for (int c = 0; c < w.chunks; ++c) {
-    if (together) {
-      gather_chunk<2>(w, strips[0], w.weights, c);
-    } else {
-      for (int i = 0; i < count; ++i) gather_chunk<1>(w, strips[i], w.weights + i * kSteps * kTile, c);
-    }
+  if (together) {
+    gather_strips<2>(w, strips[0], w.weights);
+  } else {
+    for (int i = 0; i < count; ++i) gather_strips<1>(w, strips[i], w.weights + i * kSteps * kTile);
   }
 }
 
@@ -220,9 +209,9 @@ Prefetch prefetch_of(const Problem& p, const Piece& piece) {
   const int64_t bytes = p.depth * p.q.element_size * (piece.end_head - piece.first_head);
   const int low = std::max(p.low(chunk.first), chunk.prefix);
   const int keys = std::min(p.high(chunk.first + chunk.rows - 1, chunk.length) - low, kKeys);
+  prefetch.add(p.q, chunk.own + chunk.first, piece.first_head * p.groups, chunk.rows, bytes * p.groups);
   prefetch.add(p.k, chunk.own + low, piece.first_head, keys, bytes);
   prefetch.add(p.v, chunk.own + low, piece.first_head, keys, bytes);
-  prefetch.add(p.q, chunk.own + chunk.first, piece.first_head * p.groups, chunk.rows, bytes * p.groups);
   prefetch.add(p.out, chunk.own + chunk.first, piece.first_head * p.groups, chunk.rows, bytes * p.groups);
   return prefetch;
 }
@@ -237,11 +226,11 @@ void attend_head(const Problem& p, const Chunk& chunk, int head, Prefetch& prefe
     return p.queries(view, chunk, chunk.first + start, head * p.groups + index / strips_per_head,
                      std::min(kStrip, chunk.rows - start));
   };
+  bool tame = true;
   for (int index = 0; index < strips; ++index) {
-    pack_queries(rows_of(p.q, index), w.queries + index * w.chunks * kTile);
+    tame &= take_queries(w, rows_of(p.q, index), index);
   }
   std::fill_n(w.shift, strips * kStrip, kNoKey);
-  std::fill_n(w.sum, strips * kStrip, 0.0F);
 
   const int low = p.low(chunk.first);
   const int high = p.high(chunk.first + chunk.rows - 1, chunk.length);
@@ -249,33 +238,29 @@ void attend_head(const Problem& p, const Chunk& chunk, int head, Prefetch& prefe
     const int first = std::max(low - block, 0) / kStep * kStep;
     const int last = std::min(round_up(high - block, kStep), kKeys);
     const int rows = std::min(block + last, chunk.length) - block - first;
-    pack_keys(p.keys(p.k, p.prefix_k, chunk, block + first, head, rows), w.keys + first / kPanel * w.chunks * kTile,
-              last - first);
+    tame &= pack_keys(p.keys(p.k, p.prefix_k, chunk, block + first, head, rows),
+                      w.keys + first / kPanel * w.chunks * kTile, last - first);
     pack_values(p.keys(p.v, p.prefix_v, chunk, block + first, head, rows),
                 w.values + first / kStep * 2 * w.chunks * kTile, last - first);
-    Strip strip = strip_of(p, chunk, 0, strips_per_head, block);
-    Scoring(w, strip, w.scores).finish();
     Strip group[kTogether];
     int count = 0;
     for (int index = 0; index < strips; ++index) {
-      Strip after = strip_of(p, chunk, std::min(index + 1, strips - 1), strips_per_head, block);
-      if (index + 1 == strips) after.last = after.first;
-      float* scores = w.scores + index % 2 * kPanels * kTile;
-      Scoring next(w, after, w.scores + (index + 1) % 2 * kPanels * kTile);
+      const Strip strip = strip_of(p, chunk, index, strips_per_head, block);
       if (strip.first < strip.last) {
-        hide(p, strip, block, chunk.length, scores);
-        weigh(w, strip, p.scale, scores, w.weights + count * kSteps * kTile, prefetch, lines, next);
+        score(w, queries_of(w, rows_of(p.q, index), index), strip);
+        hide(p, strip, block, chunk.length, w.scores);
+        weigh(w, strip, p.scale, tame, w.weights + count * kSteps * kTile, prefetch, lines);
         group[count++] = strip;
       }
-      next.finish();
-      strip = after;
-      if (count == kTogether || index + 1 == strips) {
-        gather(w, group, count);
-        count = 0;
+      prefetch.advance(lines * kStrip / 2);
+      if (count < kTogether && index + 1 < strips) continue;
+      gather(w, group, count);
+      for (int i = 0; i < count; ++i) {
+        if (group[i].ended) finish(w, group[i].place, rows_of(p.out, group[i].index));
       }
+      count = 0;
     }
   }
-  for (int index = 0; index < strips; ++index) finish(w, index, rows_of(p.out, index));
 }
 
 void attend_in_tiles(const Problem& p, const Kernels&, const Piece& piece, const Piece* upcoming) {

@@ -81,7 +81,13 @@ class Prefetch {
       if (byte_ < run.row_bytes) continue;
       byte_ = 0;
       run.data += run.stride;
-      if (--run.rows == 0) ++run_;
+      if (--run.rows == 0) {
+        std::copy(runs_ + run_ + 1, runs_ + count_, runs_ + run_);
+        --count_;
+      } else {
+        ++run_;
+      }
+      if (run_ >= count_) run_ = 0;
     }
   }
 
