@@ -27,13 +27,19 @@ EMBEDMUX_AMX inline __m512 whole_shift(__m512 largest, float scale, __m512 old) 
   return _mm512_max_ps(_mm512_roundscale_ps(scaled, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC), old);
 }
 
+// A score's distance to the shift: the product is rounded like the shift's, however large. The compiler would fuse
+// _mm512_mul_ps with the subtraction.
+EMBEDMUX_AMX inline __m512 distance(const float* scores, __m512 factor, __m512 offset) {
+  return _mm512_sub_ps(_mm512_mul_round_ps(_mm512_load_ps(scores), factor, _MM_FROUND_CUR_DIRECTION), offset);
+}
+
 // Weights of one row over `panels` panels. Any score, NaN and infinities among them.
 EMBEDMUX_AMX inline void weigh_row(const float* scores, int panels, float scale, float shift, Cell* weights) {
   const __m512 factor = _mm512_set1_ps(scale), offset = _mm512_set1_ps(shift);
   const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
   for (int panel = 0; panel < panels; panel += 2, scores += 2 * kTile, weights += kTile) {
-    const __m512 one = exp2_weight(_mm512_fmsub_ps(_mm512_load_ps(scores), factor, offset));
-    const __m512 other = exp2_weight(_mm512_fmsub_ps(_mm512_load_ps(scores + kTile), factor, offset));
+    const __m512 one = exp2_weight(distance(scores, factor, offset));
+    const __m512 other = exp2_weight(distance(scores + kTile, factor, offset));
     _mm512_store_si512(weights, _mm512_permutexvar_epi64(order, (__m512i)_mm512_cvtne2ps_pbh(other, one)));
   }
 }

@@ -48,7 +48,8 @@ Isa probe() {
     return Isa::avx2;
   if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vnni")) return Isa::avx512;
   const unsigned edx = features().edx;
-  const bool has_amx = (edx >> 22 & 1) && (edx >> 24 & 1) && (edx >> 25 & 1);  // amx-bf16, amx-tile, amx-int8
+  const bool has_amx = __builtin_cpu_supports("avx512vbmi") && (edx >> 22 & 1) && (edx >> 24 & 1) &&
+                       (edx >> 25 & 1);  // amx-bf16, amx-tile, amx-int8
   return has_amx && request_tiles() ? Isa::amx : Isa::avx512_bf16;
 #else
   return Isa::baseline;
