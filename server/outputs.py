@@ -57,8 +57,8 @@ def encode_group(
     return found
 
 
-def encode_everyhow(states: torch.Tensor, offsets: torch.Tensor, pooling: Pooling) -> None:
-    """Every kind of ``encode_group`` there is: dimensions and counts change no kernel."""
+def encode_all_kinds(states: torch.Tensor, offsets: torch.Tensor, pooling: Pooling) -> None:
+    """One call of every kind ``encode_group`` knows: dimensions and counts change no kernel."""
     width = states.size(1)
     ranges = states.new_zeros(2, width, dtype=torch.float32)
     for encoding in Encoding:

@@ -20,7 +20,7 @@ from embedmux.server.config import EngineConfig
 from embedmux.server.errors import AdapterRejected, EngineFailure, ModelRejected
 from embedmux.server.facts import AdapterInfo, ModelInfo
 from embedmux.server.models import find_model
-from embedmux.server.outputs import encode_everyhow, encode_rows
+from embedmux.server.outputs import encode_all_kinds, encode_rows
 from embedmux.server.records import Calibration, LowRankTables, Sequence
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Runtime:
         )
         # What follows the graph is compiled now too, not while the first request waits.
         states = torch.zeros(1, self.spec.hidden_size, dtype=self.backbone.dtype, device=self.device)
-        encode_everyhow(states, torch.tensor([0, 1], dtype=torch.int32, device=self.device), self.spec.pooling)
+        encode_all_kinds(states, torch.tensor([0, 1], dtype=torch.int32, device=self.device), self.spec.pooling)
         return graphs
 
     @torch.inference_mode()

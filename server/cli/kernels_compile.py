@@ -15,7 +15,7 @@ from embedmux.server.batching.graphs import bucket_shapes
 from embedmux.server.cli import console
 from embedmux.server.config import DTYPES, EngineConfig
 from embedmux.server.models import find_model
-from embedmux.server.outputs import encode_everyhow
+from embedmux.server.outputs import encode_all_kinds
 
 EVERY_TARGET = "all"
 IN_BACKBONES = {"lora_matmul", "attention", "add_layer_norm", "pre_norm", "rope", "gated_activation"}
@@ -53,7 +53,7 @@ def model_calls(folder: Path, dtype: torch.dtype) -> list[aot.Call]:
     spec = load_spec(folder)
     states = torch.empty(1, spec.hidden_size, dtype=dtype, device="meta")
     with aot.Recorder() as recorder:
-        encode_everyhow(states, torch.empty(2, dtype=torch.int32, device="meta"), spec.pooling)
+        encode_all_kinds(states, torch.empty(2, dtype=torch.int32, device="meta"), spec.pooling)
     calls += recorder.calls
     return calls + aot.case_calls(op for op in ops.ALL if op.name not in IN_BACKBONES)
 

@@ -71,13 +71,13 @@ def test_a_model_compiles_once(tmp_path: Path) -> None:
 CODES = """
 import torch
 from embedmux.kernels import aot
-from embedmux.server.outputs import encode_everyhow, encode_group
+from embedmux.server.outputs import encode_all_kinds, encode_group
 from embedmux.server.records import Encoding, OutputSpec, Pooling
 
 states = torch.empty(9, 384, dtype=torch.bfloat16, device="meta")
 offsets = torch.empty(4, dtype=torch.int32, device="meta")
 with aot.Recorder() as before:
-    encode_everyhow(states, offsets[:2], Pooling.MEAN)
+    encode_all_kinds(states, offsets[:2], Pooling.MEAN)
 with aot.Recorder() as asked:
     for dimensions in (384, 256, 100):
         ranges = torch.empty(2, dimensions, device="meta")
