@@ -83,7 +83,8 @@ def maxsim(
     scores = queries.new_empty(num_queries, num_documents, dtype=torch.float32)
     width, bytes_each = queries.size(1), queries.element_size()
     depth = min(max(32, triton.next_power_of_2(width)), MAX_DEPTH_BYTES[bytes_each] // bytes_each)
-    block_document = 64 if bytes_each == 4 else 128
+    # Where a document's tile is read again for every query tile, 128 rows of codes leave too few registers.
+    block_document = 64 if bytes_each == 4 or width > depth else 128
     launch(
         maxsim_kernel, (num_documents * num_queries,), queries, query_offsets, documents, document_offsets, scores,
         num_documents, queries.stride(0), documents.stride(0), width, depth, BLOCK_QUERY, block_document,
