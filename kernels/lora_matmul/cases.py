@@ -147,7 +147,7 @@ def amx_tolerance(case: Case) -> tuple[float, float]:
     """(rtol, atol) against float64 of the AMX kernel, which alone rounds A x to 8 bits, at ranks above 16.
 
     That is an error of up to 2^-9 in each value of A x, about 0.001 in their sum, whose variance is one, and eight
-    times that in the worst of a case's values; what a column scale or a gate multiplies by stretches it up to threefold.
+    times that in the worst of a case's values; what a column scale or a gate multiplies by stretches it up to thrice.
     """
     if case.dtype == torch.bfloat16 and max((rank for ranks in case.ranks for rank in ranks), default=0) > 16:
         return 4.1e-3, 2.5e-2 if case.scaled or case.activation in GATED else 1e-2
