@@ -3,7 +3,8 @@
 from embedmux.server.bridge.port import EnginePort
 from embedmux.server.errors import InvalidRequest, NotFound
 from embedmux.server.facts import AdapterInfo, TaskInfo
-from embedmux.server.records import BASE_MODEL, Encoding, Instruction, Role, Route, Space
+from embedmux.server.records import BASE_MODEL, Encoding, Role, Route, Space
+from embedmux.server.requests import Instruction
 from embedmux.server.spaces import space_id
 from embedmux.server.tasks import ALIASES, aliases_of
 from embedmux.server.text.prompts import DOCUMENT_NAMES, QUERY_NAMES, Prompts

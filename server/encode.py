@@ -8,7 +8,8 @@ from embedmux.server.bridge.port import EnginePort
 from embedmux.server.catalog import Catalog
 from embedmux.server.config import Limits
 from embedmux.server.errors import DeadlineExceeded, EmbedmuxError, InvalidRequest, NotFound, Overloaded, Unavailable
-from embedmux.server.records import EmbedJob, EmbedResult, OutputSpec, Route, Space, TokenizedText, Tokens
+from embedmux.server.records import OutputSpec, Route, Space, Tokens
+from embedmux.server.requests import EmbedJob, EmbedResult, TokenizedText
 from embedmux.server.text.tokenizer import Tokenizer
 
 # The queue takes or refuses the texts of a request together, and they share a deadline: a client is told by the status

@@ -38,6 +38,15 @@ class Encoding(enum.Enum):
         return dimensions * {Encoding.FLOAT32: 4, Encoding.FLOAT16: 2, Encoding.BFLOAT16: 2}.get(self, 1)
 
 
+class Output(enum.Enum):
+    """What may be made of a text; the member's value is its name on the wire. A row holds them in this order."""
+
+    DENSE = "dense"  # the pooled vector
+    SPARSE = "sparse"  # weights by token id
+    TOKENS = "tokens"  # one vector a token, for late interaction
+    SCORE = "score"  # a reranker's raw logit, float32
+
+
 class Role(enum.Enum):
     """Which side of a retrieval task a text stands on."""
 
@@ -62,30 +71,6 @@ class Pooling(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Instruction:
-    """What a text is for. ``None`` everywhere is the bare model with its default prompt."""
-
-    task: str | None = None
-    role: Role | None = None
-    adapter: str | None = None
-    prompt_name: str | None = None
-    prompt: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EmbedJob:
-    """One Embed request, free of proto. ``deadline`` is on time.monotonic's clock, in seconds."""
-
-    texts: tuple[str, ...]
-    instructions: tuple[Instruction, ...]
-    dimensions: int | None = None
-    encoding: Encoding = Encoding.FLOAT32
-    truncate: Truncate = Truncate.NONE
-    model: str | None = None
-    deadline: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Space:
     """What makes vectors comparable; see server/spaces.py. ``calibration`` is empty for uncalibrated encodings."""
 
@@ -105,10 +90,15 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One tokenised text. ``original`` counts tokens before the cut, prompt and special tokens included."""
+    """One tokenised text. ``original`` counts tokens before the cut, prompt and special tokens included.
+
+    ``shared``: so many leading tokens are the prompt's (or a reranker's instruction and query), hence the same in
+    other texts; 0 where none are.
+    """
 
     ids: list[int]
     original: int
+    shared: int = 0
 
     @property
     def is_truncated(self) -> bool:
@@ -117,24 +107,32 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedResult:
-    """One answer: ``vectors`` holds a row per text, zero bytes where ``errors`` has an entry for it."""
-
-    vectors: bytes
-    encoding: Encoding
-    dimensions: int
-    num_tokens: list[int]
-    num_tokens_original: list[int]
-    spaces: list[Space | None]
-    errors: dict[int, EmbedmuxError]
-
-
-@dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """What the engine makes of token states; rows that share a spec and a calibration are encoded together."""
+    """What the engine makes of token states; rows that share a spec and a calibration are encoded together.
+
+    A row holds, in the order of ``Output`` and as far as they are in ``outputs``: the dense vector; for sparse weights
+    a uint32 count, then room for one uint32 id and one float32 weight a token; for token vectors a uint32 count, then
+    room for one vector a token; a reranker's float32 logit.
+    """
 
     dimensions: int
     encoding: Encoding
+    outputs: tuple[Output, ...] = (Output.DENSE,)
+    token_dimensions: int = 0
+
+    def row_bytes(self, num_tokens: int) -> int:
+        """Bytes of the row of a text with so many tokens."""
+        return sum(self.part_bytes(output, num_tokens) for output in self.outputs)
+
+    def part_bytes(self, output: Output, num_tokens: int) -> int:
+        """Bytes that one output takes in that row."""
+        if output is Output.DENSE:
+            return self.encoding.row_bytes(self.dimensions)
+        if output is Output.SPARSE:
+            return 4 + 8 * num_tokens
+        if output is Output.TOKENS:
+            return 4 + self.encoding.row_bytes(self.token_dimensions) * num_tokens
+        return 4
 
 
 @dataclass(eq=False, slots=True)
@@ -232,13 +230,3 @@ class Adapter:
     calibrations: dict[int, Calibration]
     max_rank: int
     num_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedText:
-    """What a text is embedded from. ``original`` counts tokens before the cut; ``prompt`` is the literal prefix."""
-
-    ids: list[int]
-    tokens: list[str]
-    original: int
-    prompt: str

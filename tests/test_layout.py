@@ -31,15 +31,18 @@ ONLY_IN = {
     "peft": ("training/",),
 }
 NEVER_TORCH = (
-    "server/rpc/", "server/text/", "client/", "server/cli/serve.py", "server/batching/scheduler.py",
+    "server/rpc/", "server/text/", "server/checkpoint/", "client/", "server/cli/serve.py", "server/batching/scheduler.py",
     "server/app.py", "server/encode.py", "server/catalog.py", "server/bridge/supervisor.py", "server/bridge/link.py",
 )  # fmt: skip
 # Lower rank may import higher rank only; rooms of one rank do not import each other.
 RANKS = {
     "cli": 0, "app": 1, "rpc": 2, "encode": 3, "catalog": 4, "runtime": 4, "bridge": 4,
     "text": 5, "adapters": 5, "batching": 5, "outputs": 5, "backbones": 6,
+    "checkpoint": 7,
 }  # fmt: skip
-EVERYONE = {"errors", "config", "records", "facts", "tasks", "spaces", "models", "free_list", "defaults"}
+EVERYONE = {
+    "errors", "config", "records", "requests", "contract", "facts", "tasks", "spaces", "models", "free_list", "defaults",
+}  # fmt: skip
 
 
 def imports_of(path: Path) -> list[str]:

@@ -5,7 +5,8 @@ from typing import Any
 from embedmux.proto import embed_pb2, types_pb2
 from embedmux.server import records
 from embedmux.server.errors import EmbedmuxError, InvalidRequest
-from embedmux.server.records import EmbedJob, EmbedResult, Encoding, Instruction, Role, Truncate
+from embedmux.server.records import Encoding, Role, Truncate
+from embedmux.server.requests import EmbedJob, EmbedResult, Instruction, TokenizedText
 from embedmux.server.rpc import status
 
 ROLES = {
@@ -158,7 +159,7 @@ def failure_reply(error: EmbedmuxError, *, request_id: str) -> embed_pb2.EmbedRe
     return embed_pb2.EmbedResponse(request_id=request_id, failure=failure)
 
 
-def tokenize_reply(texts: list[records.TokenizedText | EmbedmuxError]) -> embed_pb2.TokenizeResponse:
+def tokenize_reply(texts: list[TokenizedText | EmbedmuxError]) -> embed_pb2.TokenizeResponse:
     """One entry per text, empty where ``errors`` has one for it."""
     reply = embed_pb2.TokenizeResponse()
     for index, text in enumerate(texts):

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from embedmux.server.errors import EmbedmuxError
 from embedmux.server.facts import AdapterInfo, ServerInfo
-from embedmux.server.records import EmbedJob, EmbedResult, TokenizedText
+from embedmux.server.requests import EmbedJob, EmbedResult, TokenizedText
 
 
 class Encoder(Protocol):

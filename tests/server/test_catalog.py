@@ -7,7 +7,8 @@ import pytest
 from embedmux.server.catalog import Catalog
 from embedmux.server.errors import EmbedmuxError, InvalidRequest, NotFound
 from embedmux.server.facts import AdapterInfo, ModelInfo
-from embedmux.server.records import BASE_MODEL, Encoding, Instruction, Role
+from embedmux.server.records import BASE_MODEL, Encoding, Role
+from embedmux.server.requests import Instruction
 from embedmux.server.text.prompts import Prompts
 
 MODEL = ModelInfo("tiny", "b" * 64, "bert", 32, 64, "mean", "float32", "cpu", {32: "base-ranges"}, {}, "none")

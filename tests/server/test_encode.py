@@ -11,7 +11,8 @@ from embedmux.server.config import Limits
 from embedmux.server.encode import Encoder
 from embedmux.server.errors import Cancelled, InvalidRequest
 from embedmux.server.models import find_model
-from embedmux.server.records import EmbedJob, Instruction, Route, Space, Truncate
+from embedmux.server.records import Route, Space, Truncate
+from embedmux.server.requests import EmbedJob, Instruction
 from embedmux.server.text import tokenizer as tokenizer_module
 from embedmux.server.text.tokenizer import Tokenizer
 

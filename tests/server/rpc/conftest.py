@@ -11,7 +11,8 @@ import pytest
 from embedmux.proto import adapters_pb2_grpc, embed_pb2_grpc, server_pb2_grpc
 from embedmux.server.errors import EmbedmuxError
 from embedmux.server.facts import AdapterInfo, ServerState
-from embedmux.server.records import EmbedJob, EmbedResult, Space, TokenizedText
+from embedmux.server.records import Space
+from embedmux.server.requests import EmbedJob, EmbedResult, TokenizedText
 from embedmux.server.rpc.adapters import Adapters
 from embedmux.server.rpc.embedder import Embedder
 from embedmux.server.rpc.info import Info

@@ -4,7 +4,8 @@ import pytest
 
 from embedmux.proto import embed_pb2, types_pb2
 from embedmux.server.errors import NotFound
-from embedmux.server.records import EmbedResult, Encoding, Instruction, Role, Space, Truncate
+from embedmux.server.records import Encoding, Role, Space, Truncate
+from embedmux.server.requests import EmbedResult, Instruction
 from embedmux.server.rpc import convert
 
 

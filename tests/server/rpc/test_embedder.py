@@ -8,7 +8,8 @@ import pytest
 
 from embedmux.proto import embed_pb2, types_pb2
 from embedmux.server.errors import InvalidRequest, Overloaded
-from embedmux.server.records import Encoding, Instruction, Role
+from embedmux.server.records import Encoding, Role
+from embedmux.server.requests import Instruction
 
 
 def request(*texts: str, **fields):

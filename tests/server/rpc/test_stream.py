@@ -4,7 +4,8 @@ import asyncio
 
 from embedmux.proto import embed_pb2
 from embedmux.server.errors import NotFound, Overloaded
-from embedmux.server.records import EmbedResult, Encoding, Space
+from embedmux.server.records import Encoding, Space
+from embedmux.server.requests import EmbedResult
 
 TIMEOUT_S = 20  # of every stream, so that one that hangs fails
 

@@ -8,7 +8,8 @@ import pytest
 
 from embedmux.proto import embed_pb2
 from embedmux.server.facts import ServerState
-from embedmux.server.records import EmbedResult, Encoding, Space
+from embedmux.server.records import Encoding, Space
+from embedmux.server.requests import EmbedResult
 
 TIMEOUT_S = 20  # of every stream, so that one that hangs fails
 
