@@ -1,3 +1,4 @@
+from embedmux.proto import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -35,7 +36,7 @@ class ListAdaptersResponse(_message.Message):
     def __init__(self, adapters: _Optional[_Iterable[_Union[AdapterInfo, _Mapping]]] = ...) -> None: ...
 
 class AdapterInfo(_message.Message):
-    __slots__ = ("id", "digest", "task", "prompts", "max_rank", "num_targets", "num_bytes", "calibrated_dimensions")
+    __slots__ = ("id", "digest", "task", "prompts", "max_rank", "num_targets", "num_bytes", "calibrated_dimensions", "role")
     class PromptsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +52,7 @@ class AdapterInfo(_message.Message):
     NUM_TARGETS_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     CALIBRATED_DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
     id: str
     digest: str
     task: str
@@ -59,4 +61,5 @@ class AdapterInfo(_message.Message):
     num_targets: int
     num_bytes: int
     calibrated_dimensions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, id: _Optional[str] = ..., digest: _Optional[str] = ..., task: _Optional[str] = ..., prompts: _Optional[_Mapping[str, str]] = ..., max_rank: _Optional[int] = ..., num_targets: _Optional[int] = ..., num_bytes: _Optional[int] = ..., calibrated_dimensions: _Optional[_Iterable[int]] = ...) -> None: ...
+    role: _types_pb2.Role
+    def __init__(self, id: _Optional[str] = ..., digest: _Optional[str] = ..., task: _Optional[str] = ..., prompts: _Optional[_Mapping[str, str]] = ..., max_rank: _Optional[int] = ..., num_targets: _Optional[int] = ..., num_bytes: _Optional[int] = ..., calibrated_dimensions: _Optional[_Iterable[int]] = ..., role: _Optional[_Union[_types_pb2.Role, str]] = ...) -> None: ...

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from embedmux.proto import types_pb2 as embedmux_dot_proto_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65mbedmux/proto/embed.proto\x12\x0b\x65mbedmux.v1\x1a\x1a\x65mbedmux/proto/types.proto\"C\n\x04Text\x12\x0c\n\x04text\x18\x01 \x01(\t\x12-\n\x0binstruction\x18\x02 \x01(\x0b\x32\x18.embedmux.v1.Instruction\"\xe8\x01\n\x0c\x45mbedRequest\x12 \n\x05texts\x18\x01 \x03(\x0b\x32\x11.embedmux.v1.Text\x12-\n\x0binstruction\x18\x02 \x01(\x0b\x32\x18.embedmux.v1.Instruction\x12\x12\n\ndimensions\x18\x03 \x01(\r\x12\'\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\x15.embedmux.v1.Encoding\x12\'\n\x08truncate\x18\x05 \x01(\x0e\x32\x15.embedmux.v1.Truncate\x12\r\n\x05model\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"\xbd\x02\n\rEmbedResponse\x12\x0f\n\x07vectors\x18\x01 \x01(\x0c\x12\x11\n\trow_bytes\x18\x02 \x01(\r\x12\'\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x15.embedmux.v1.Encoding\x12\x12\n\ndimensions\x18\x04 \x01(\r\x12\x12\n\nnum_tokens\x18\x05 \x03(\r\x12\x1b\n\x13num_tokens_original\x18\x06 \x03(\r\x12\x13\n\x0bspace_index\x18\x07 \x03(\r\x12\"\n\x06spaces\x18\x08 \x03(\x0b\x32\x12.embedmux.v1.Space\x12&\n\x06\x65rrors\x18\t \x03(\x0b\x32\x16.embedmux.v1.TextError\x12\x12\n\nrequest_id\x18\n \x01(\t\x12%\n\x07\x66\x61ilure\x18\x0b \x01(\x0b\x32\x14.embedmux.v1.Failure\"\x9a\x01\n\x0fTokenizeRequest\x12 \n\x05texts\x18\x01 \x03(\x0b\x32\x11.embedmux.v1.Text\x12-\n\x0binstruction\x18\x02 \x01(\x0b\x32\x18.embedmux.v1.Instruction\x12\'\n\x08truncate\x18\x03 \x01(\x0e\x32\x15.embedmux.v1.Truncate\x12\r\n\x05model\x18\x04 \x01(\t\"e\n\x10TokenizeResponse\x12)\n\x05texts\x18\x01 \x03(\x0b\x32\x1a.embedmux.v1.TokenizedText\x12&\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x16.embedmux.v1.TextError\"Y\n\rTokenizedText\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x0e\n\x06tokens\x18\x02 \x03(\t\x12\x1b\n\x13num_tokens_original\x18\x03 \x01(\r\x12\x0e\n\x06prompt\x18\x04 \x01(\t2\xdd\x01\n\x08\x45mbedder\x12>\n\x05\x45mbed\x12\x19.embedmux.v1.EmbedRequest\x1a\x1a.embedmux.v1.EmbedResponse\x12H\n\x0b\x45mbedStream\x12\x19.embedmux.v1.EmbedRequest\x1a\x1a.embedmux.v1.EmbedResponse(\x01\x30\x01\x12G\n\x08Tokenize\x12\x1c.embedmux.v1.TokenizeRequest\x1a\x1d.embedmux.v1.TokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65mbedmux/proto/embed.proto\x12\x0b\x65mbedmux.v1\x1a\x1a\x65mbedmux/proto/types.proto\"C\n\x04Text\x12\x0c\n\x04text\x18\x01 \x01(\t\x12-\n\x0binstruction\x18\x02 \x01(\x0b\x32\x18.embedmux.v1.Instruction\"\xb6\x02\n\x0c\x45mbedRequest\x12 \n\x05texts\x18\x01 \x03(\x0b\x32\x11.embedmux.v1.Text\x12-\n\x0binstruction\x18\x02 \x01(\x0b\x32\x18.embedmux.v1.Instruction\x12\x12\n\ndimensions\x18\x03 \x01(\r\x12\'\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\x15.embedmux.v1.Encoding\x12\'\n\x08truncate\x18\x05 \x01(\x0e\x32\x15.embedmux.v1.Truncate\x12\r\n\x05model\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12$\n\x07outputs\x18\x08 \x03(\x0e\x32\x13.embedmux.v1.Output\x12\x18\n\x10\x66orce_dimensions\x18\t \x01(\x08\x12\x0c\n\x04\x65\x63ho\x18\n \x01(\x08\"\xd8\x03\n\rEmbedResponse\x12\x0f\n\x07vectors\x18\x01 \x01(\x0c\x12\x11\n\trow_bytes\x18\x02 \x01(\r\x12\'\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x15.embedmux.v1.Encoding\x12\x12\n\ndimensions\x18\x04 \x01(\r\x12\x12\n\nnum_tokens\x18\x05 \x03(\r\x12\x1b\n\x13num_tokens_original\x18\x06 \x03(\r\x12\x13\n\x0bspace_index\x18\x07 \x03(\r\x12\"\n\x06spaces\x18\x08 \x03(\x0b\x32\x12.embedmux.v1.Space\x12&\n\x06\x65rrors\x18\t \x03(\x0b\x32\x16.embedmux.v1.TextError\x12\x12\n\nrequest_id\x18\n \x01(\t\x12%\n\x07\x66\x61ilure\x18\x0b \x01(\x0b\x32\x14.embedmux.v1.Failure\x12\x16\n\x0esparse_lengths\x18\x0c \x03(\r\x12\x12\n\nsparse_ids\x18\r \x01(\x0c\x12\x16\n\x0esparse_weights\x18\x0e \x01(\x0c\x12\x12\n\ntoken_rows\x18\x0f \x03(\r\x12\x18\n\x10token_dimensions\x18\x10 \x01(\r\x12\x15\n\rtoken_vectors\x18\x11 \x01(\x0c\x12\x10\n\x08rendered\x18\x12 \x03(\t\"\x9a\x01\n\x0fTokenizeRequest\x12 \n\x05texts\x18\x01 \x03(\x0b\x32\x11.embedmux.v1.Text\x12-\n\x0binstruction\x18\x02 \x01(\x0b\x32\x18.embedmux.v1.Instruction\x12\'\n\x08truncate\x18\x03 \x01(\x0e\x32\x15.embedmux.v1.Truncate\x12\r\n\x05model\x18\x04 \x01(\t\"e\n\x10TokenizeResponse\x12)\n\x05texts\x18\x01 \x03(\x0b\x32\x1a.embedmux.v1.TokenizedText\x12&\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x16.embedmux.v1.TextError\"Y\n\rTokenizedText\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x0e\n\x06tokens\x18\x02 \x03(\t\x12\x1b\n\x13num_tokens_original\x18\x03 \x01(\r\x12\x0e\n\x06prompt\x18\x04 \x01(\t2\xdd\x01\n\x08\x45mbedder\x12>\n\x05\x45mbed\x12\x19.embedmux.v1.EmbedRequest\x1a\x1a.embedmux.v1.EmbedResponse\x12H\n\x0b\x45mbedStream\x12\x19.embedmux.v1.EmbedRequest\x1a\x1a.embedmux.v1.EmbedResponse(\x01\x30\x01\x12G\n\x08Tokenize\x12\x1c.embedmux.v1.TokenizeRequest\x1a\x1d.embedmux.v1.TokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,15 +35,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TEXT']._serialized_start=71
   _globals['_TEXT']._serialized_end=138
   _globals['_EMBEDREQUEST']._serialized_start=141
-  _globals['_EMBEDREQUEST']._serialized_end=373
-  _globals['_EMBEDRESPONSE']._serialized_start=376
-  _globals['_EMBEDRESPONSE']._serialized_end=693
-  _globals['_TOKENIZEREQUEST']._serialized_start=696
-  _globals['_TOKENIZEREQUEST']._serialized_end=850
-  _globals['_TOKENIZERESPONSE']._serialized_start=852
-  _globals['_TOKENIZERESPONSE']._serialized_end=953
-  _globals['_TOKENIZEDTEXT']._serialized_start=955
-  _globals['_TOKENIZEDTEXT']._serialized_end=1044
-  _globals['_EMBEDDER']._serialized_start=1047
-  _globals['_EMBEDDER']._serialized_end=1268
+  _globals['_EMBEDREQUEST']._serialized_end=451
+  _globals['_EMBEDRESPONSE']._serialized_start=454
+  _globals['_EMBEDRESPONSE']._serialized_end=926
+  _globals['_TOKENIZEREQUEST']._serialized_start=929
+  _globals['_TOKENIZEREQUEST']._serialized_end=1083
+  _globals['_TOKENIZERESPONSE']._serialized_start=1085
+  _globals['_TOKENIZERESPONSE']._serialized_end=1186
+  _globals['_TOKENIZEDTEXT']._serialized_start=1188
+  _globals['_TOKENIZEDTEXT']._serialized_end=1277
+  _globals['_EMBEDDER']._serialized_start=1280
+  _globals['_EMBEDDER']._serialized_end=1501
 # @@protoc_insertion_point(module_scope)

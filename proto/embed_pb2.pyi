@@ -16,7 +16,7 @@ class Text(_message.Message):
     def __init__(self, text: _Optional[str] = ..., instruction: _Optional[_Union[_types_pb2.Instruction, _Mapping]] = ...) -> None: ...
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("texts", "instruction", "dimensions", "encoding", "truncate", "model", "request_id")
+    __slots__ = ("texts", "instruction", "dimensions", "encoding", "truncate", "model", "request_id", "outputs", "force_dimensions", "echo")
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
     DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,9 @@ class EmbedRequest(_message.Message):
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    FORCE_DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    ECHO_FIELD_NUMBER: _ClassVar[int]
     texts: _containers.RepeatedCompositeFieldContainer[Text]
     instruction: _types_pb2.Instruction
     dimensions: int
@@ -31,10 +34,13 @@ class EmbedRequest(_message.Message):
     truncate: _types_pb2.Truncate
     model: str
     request_id: str
-    def __init__(self, texts: _Optional[_Iterable[_Union[Text, _Mapping]]] = ..., instruction: _Optional[_Union[_types_pb2.Instruction, _Mapping]] = ..., dimensions: _Optional[int] = ..., encoding: _Optional[_Union[_types_pb2.Encoding, str]] = ..., truncate: _Optional[_Union[_types_pb2.Truncate, str]] = ..., model: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    outputs: _containers.RepeatedScalarFieldContainer[_types_pb2.Output]
+    force_dimensions: bool
+    echo: bool
+    def __init__(self, texts: _Optional[_Iterable[_Union[Text, _Mapping]]] = ..., instruction: _Optional[_Union[_types_pb2.Instruction, _Mapping]] = ..., dimensions: _Optional[int] = ..., encoding: _Optional[_Union[_types_pb2.Encoding, str]] = ..., truncate: _Optional[_Union[_types_pb2.Truncate, str]] = ..., model: _Optional[str] = ..., request_id: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[_types_pb2.Output, str]]] = ..., force_dimensions: bool = ..., echo: bool = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
-    __slots__ = ("vectors", "row_bytes", "encoding", "dimensions", "num_tokens", "num_tokens_original", "space_index", "spaces", "errors", "request_id", "failure")
+    __slots__ = ("vectors", "row_bytes", "encoding", "dimensions", "num_tokens", "num_tokens_original", "space_index", "spaces", "errors", "request_id", "failure", "sparse_lengths", "sparse_ids", "sparse_weights", "token_rows", "token_dimensions", "token_vectors", "rendered")
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     ROW_BYTES_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +52,13 @@ class EmbedResponse(_message.Message):
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_IDS_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ROWS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_VECTORS_FIELD_NUMBER: _ClassVar[int]
+    RENDERED_FIELD_NUMBER: _ClassVar[int]
     vectors: bytes
     row_bytes: int
     encoding: _types_pb2.Encoding
@@ -57,7 +70,14 @@ class EmbedResponse(_message.Message):
     errors: _containers.RepeatedCompositeFieldContainer[_types_pb2.TextError]
     request_id: str
     failure: _types_pb2.Failure
-    def __init__(self, vectors: _Optional[bytes] = ..., row_bytes: _Optional[int] = ..., encoding: _Optional[_Union[_types_pb2.Encoding, str]] = ..., dimensions: _Optional[int] = ..., num_tokens: _Optional[_Iterable[int]] = ..., num_tokens_original: _Optional[_Iterable[int]] = ..., space_index: _Optional[_Iterable[int]] = ..., spaces: _Optional[_Iterable[_Union[_types_pb2.Space, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[_types_pb2.TextError, _Mapping]]] = ..., request_id: _Optional[str] = ..., failure: _Optional[_Union[_types_pb2.Failure, _Mapping]] = ...) -> None: ...
+    sparse_lengths: _containers.RepeatedScalarFieldContainer[int]
+    sparse_ids: bytes
+    sparse_weights: bytes
+    token_rows: _containers.RepeatedScalarFieldContainer[int]
+    token_dimensions: int
+    token_vectors: bytes
+    rendered: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, vectors: _Optional[bytes] = ..., row_bytes: _Optional[int] = ..., encoding: _Optional[_Union[_types_pb2.Encoding, str]] = ..., dimensions: _Optional[int] = ..., num_tokens: _Optional[_Iterable[int]] = ..., num_tokens_original: _Optional[_Iterable[int]] = ..., space_index: _Optional[_Iterable[int]] = ..., spaces: _Optional[_Iterable[_Union[_types_pb2.Space, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[_types_pb2.TextError, _Mapping]]] = ..., request_id: _Optional[str] = ..., failure: _Optional[_Union[_types_pb2.Failure, _Mapping]] = ..., sparse_lengths: _Optional[_Iterable[int]] = ..., sparse_ids: _Optional[bytes] = ..., sparse_weights: _Optional[bytes] = ..., token_rows: _Optional[_Iterable[int]] = ..., token_dimensions: _Optional[int] = ..., token_vectors: _Optional[bytes] = ..., rendered: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
     __slots__ = ("texts", "instruction", "truncate", "model")

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from embedmux.proto import types_pb2 as embedmux_dot_proto_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65mbedmux/proto/server.proto\x12\x0b\x65mbedmux.v1\"\r\n\x0bInfoRequest\"{\n\x0cInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12&\n\x06models\x18\x03 \x03(\x0b\x32\x16.embedmux.v1.ModelInfo\x12#\n\x06limits\x18\x04 \x01(\x0b\x32\x13.embedmux.v1.Limits\"\xc1\x03\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x12\n\ndimensions\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x0f\n\x07pooling\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\t\x12$\n\x05tasks\x18\t \x03(\x0b\x32\x15.embedmux.v1.TaskInfo\x12\x34\n\x07kernels\x18\n \x03(\x0b\x32#.embedmux.v1.ModelInfo.KernelsEntry\x12\x17\n\x0finstruction_set\x18\x0b \x01(\t\x12\x34\n\x07prompts\x18\x0c \x03(\x0b\x32#.embedmux.v1.ModelInfo.PromptsEntry\x12\x1d\n\x15\x63\x61librated_dimensions\x18\r \x03(\r\x1a.\n\x0cKernelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cPromptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"x\n\x08TaskInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x14\n\x0cquery_prompt\x18\x03 \x01(\t\x12\x17\n\x0f\x64ocument_prompt\x18\x04 \x01(\t\x12\r\n\x05space\x18\x05 \x01(\t\x12\x0f\n\x07\x61liases\x18\x06 \x03(\t\"\x82\x01\n\x06Limits\x12\x11\n\tmax_texts\x18\x01 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x02 \x01(\r\x12\x18\n\x10max_batch_tokens\x18\x03 \x01(\r\x12\x18\n\x10max_queue_tokens\x18\x04 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x05 \x01(\x04\x32\x45\n\x06Server\x12;\n\x04Info\x12\x18.embedmux.v1.InfoRequest\x1a\x19.embedmux.v1.InfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65mbedmux/proto/server.proto\x12\x0b\x65mbedmux.v1\x1a\x1a\x65mbedmux/proto/types.proto\"\r\n\x0bInfoRequest\"{\n\x0cInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12&\n\x06models\x18\x03 \x03(\x0b\x32\x16.embedmux.v1.ModelInfo\x12#\n\x06limits\x18\x04 \x01(\x0b\x32\x13.embedmux.v1.Limits\"\xfd\x04\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x12\n\ndimensions\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x0f\n\x07pooling\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\t\x12$\n\x05tasks\x18\t \x03(\x0b\x32\x15.embedmux.v1.TaskInfo\x12\x34\n\x07kernels\x18\n \x03(\x0b\x32#.embedmux.v1.ModelInfo.KernelsEntry\x12\x17\n\x0finstruction_set\x18\x0b \x01(\t\x12\x34\n\x07prompts\x18\x0c \x03(\x0b\x32#.embedmux.v1.ModelInfo.PromptsEntry\x12\x1d\n\x15\x63\x61librated_dimensions\x18\r \x03(\r\x12\x0e\n\x06\x66\x61mily\x18\x0e \x01(\t\x12\x0c\n\x04kind\x18\x0f \x01(\t\x12\r\n\x05sizes\x18\x10 \x03(\r\x12\x15\n\rany_size_from\x18\x11 \x01(\r\x12$\n\x07outputs\x18\x12 \x03(\x0e\x32\x13.embedmux.v1.Output\x12\x10\n\x08template\x18\x13 \x01(\t\x12\x1b\n\x13\x64\x65\x66\x61ult_instruction\x18\x14 \x01(\t\x12\x12\n\nactivation\x18\x15 \x01(\t\x12\r\n\x05notes\x18\x16 \x03(\t\x1a.\n\x0cKernelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cPromptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"x\n\x08TaskInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x14\n\x0cquery_prompt\x18\x03 \x01(\t\x12\x17\n\x0f\x64ocument_prompt\x18\x04 \x01(\t\x12\r\n\x05space\x18\x05 \x01(\t\x12\x0f\n\x07\x61liases\x18\x06 \x03(\t\"\x82\x01\n\x06Limits\x12\x11\n\tmax_texts\x18\x01 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x02 \x01(\r\x12\x18\n\x10max_batch_tokens\x18\x03 \x01(\r\x12\x18\n\x10max_queue_tokens\x18\x04 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x05 \x01(\x04\x32\x45\n\x06Server\x12;\n\x04Info\x12\x18.embedmux.v1.InfoRequest\x1a\x19.embedmux.v1.InfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,20 +36,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELINFO_KERNELSENTRY']._serialized_options = b'8\001'
   _globals['_MODELINFO_PROMPTSENTRY']._loaded_options = None
   _globals['_MODELINFO_PROMPTSENTRY']._serialized_options = b'8\001'
-  _globals['_INFOREQUEST']._serialized_start=44
-  _globals['_INFOREQUEST']._serialized_end=57
-  _globals['_INFORESPONSE']._serialized_start=59
-  _globals['_INFORESPONSE']._serialized_end=182
-  _globals['_MODELINFO']._serialized_start=185
-  _globals['_MODELINFO']._serialized_end=634
-  _globals['_MODELINFO_KERNELSENTRY']._serialized_start=540
-  _globals['_MODELINFO_KERNELSENTRY']._serialized_end=586
-  _globals['_MODELINFO_PROMPTSENTRY']._serialized_start=588
-  _globals['_MODELINFO_PROMPTSENTRY']._serialized_end=634
-  _globals['_TASKINFO']._serialized_start=636
-  _globals['_TASKINFO']._serialized_end=756
-  _globals['_LIMITS']._serialized_start=759
-  _globals['_LIMITS']._serialized_end=889
-  _globals['_SERVER']._serialized_start=891
-  _globals['_SERVER']._serialized_end=960
+  _globals['_INFOREQUEST']._serialized_start=72
+  _globals['_INFOREQUEST']._serialized_end=85
+  _globals['_INFORESPONSE']._serialized_start=87
+  _globals['_INFORESPONSE']._serialized_end=210
+  _globals['_MODELINFO']._serialized_start=213
+  _globals['_MODELINFO']._serialized_end=850
+  _globals['_MODELINFO_KERNELSENTRY']._serialized_start=756
+  _globals['_MODELINFO_KERNELSENTRY']._serialized_end=802
+  _globals['_MODELINFO_PROMPTSENTRY']._serialized_start=804
+  _globals['_MODELINFO_PROMPTSENTRY']._serialized_end=850
+  _globals['_TASKINFO']._serialized_start=852
+  _globals['_TASKINFO']._serialized_end=972
+  _globals['_LIMITS']._serialized_start=975
+  _globals['_LIMITS']._serialized_end=1105
+  _globals['_SERVER']._serialized_start=1107
+  _globals['_SERVER']._serialized_end=1176
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from embedmux.proto import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -23,7 +24,7 @@ class InfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., state: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "digest", "architecture", "dimensions", "max_tokens", "pooling", "dtype", "device", "tasks", "kernels", "instruction_set", "prompts", "calibrated_dimensions")
+    __slots__ = ("name", "digest", "architecture", "dimensions", "max_tokens", "pooling", "dtype", "device", "tasks", "kernels", "instruction_set", "prompts", "calibrated_dimensions", "family", "kind", "sizes", "any_size_from", "outputs", "template", "default_instruction", "activation", "notes")
     class KernelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +52,15 @@ class ModelInfo(_message.Message):
     INSTRUCTION_SET_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     CALIBRATED_DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    ANY_SIZE_FROM_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     architecture: str
@@ -64,7 +74,16 @@ class ModelInfo(_message.Message):
     instruction_set: str
     prompts: _containers.ScalarMap[str, str]
     calibrated_dimensions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., architecture: _Optional[str] = ..., dimensions: _Optional[int] = ..., max_tokens: _Optional[int] = ..., pooling: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[TaskInfo, _Mapping]]] = ..., kernels: _Optional[_Mapping[str, str]] = ..., instruction_set: _Optional[str] = ..., prompts: _Optional[_Mapping[str, str]] = ..., calibrated_dimensions: _Optional[_Iterable[int]] = ...) -> None: ...
+    family: str
+    kind: str
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    any_size_from: int
+    outputs: _containers.RepeatedScalarFieldContainer[_types_pb2.Output]
+    template: str
+    default_instruction: str
+    activation: str
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., architecture: _Optional[str] = ..., dimensions: _Optional[int] = ..., max_tokens: _Optional[int] = ..., pooling: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[TaskInfo, _Mapping]]] = ..., kernels: _Optional[_Mapping[str, str]] = ..., instruction_set: _Optional[str] = ..., prompts: _Optional[_Mapping[str, str]] = ..., calibrated_dimensions: _Optional[_Iterable[int]] = ..., family: _Optional[str] = ..., kind: _Optional[str] = ..., sizes: _Optional[_Iterable[int]] = ..., any_size_from: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[_types_pb2.Output, str]]] = ..., template: _Optional[str] = ..., default_instruction: _Optional[str] = ..., activation: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TaskInfo(_message.Message):
     __slots__ = ("name", "adapter", "query_prompt", "document_prompt", "space", "aliases")

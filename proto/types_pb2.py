@@ -24,25 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65mbedmux/proto/types.proto\x12\x0b\x65mbedmux.v1\"\x82\x01\n\x0bInstruction\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x1f\n\x04role\x18\x02 \x01(\x0e\x32\x11.embedmux.v1.Role\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\x13\n\x0bprompt_name\x18\x04 \x01(\t\x12\x13\n\x06prompt\x18\x05 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_prompt\"(\n\x05Space\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x61libration\x18\x02 \x01(\t\"9\n\tTextError\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0f\n\x07message\x18\x03 \x01(\t\"@\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_QUERY\x10\x01\x12\x11\n\rROLE_DOCUMENT\x10\x02*\xb9\x01\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x02\x12\x15\n\x11\x45NCODING_BFLOAT16\x10\x03\x12\x11\n\rENCODING_INT8\x10\x04\x12\x12\n\x0e\x45NCODING_UINT8\x10\x05\x12\x13\n\x0f\x45NCODING_BINARY\x10\x06\x12\x14\n\x10\x45NCODING_UBINARY\x10\x07*]\n\x08Truncate\x12\x18\n\x14TRUNCATE_UNSPECIFIED\x10\x00\x12\x11\n\rTRUNCATE_NONE\x10\x01\x12\x10\n\x0cTRUNCATE_END\x10\x02\x12\x12\n\x0eTRUNCATE_START\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65mbedmux/proto/types.proto\x12\x0b\x65mbedmux.v1\"\xac\x01\n\x0bInstruction\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x1f\n\x04role\x18\x02 \x01(\x0e\x32\x11.embedmux.v1.Role\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\x13\n\x0bprompt_name\x18\x04 \x01(\t\x12\x13\n\x06prompt\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x18\n\x0binstruction\x18\x06 \x01(\tH\x01\x88\x01\x01\x42\t\n\x07_promptB\x0e\n\x0c_instruction\"(\n\x05Space\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x61libration\x18\x02 \x01(\t\"9\n\tTextError\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0f\n\x07message\x18\x03 \x01(\t\"@\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_QUERY\x10\x01\x12\x11\n\rROLE_DOCUMENT\x10\x02*\xb9\x01\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x02\x12\x15\n\x11\x45NCODING_BFLOAT16\x10\x03\x12\x11\n\rENCODING_INT8\x10\x04\x12\x12\n\x0e\x45NCODING_UINT8\x10\x05\x12\x13\n\x0f\x45NCODING_BINARY\x10\x06\x12\x14\n\x10\x45NCODING_UBINARY\x10\x07*X\n\x06Output\x12\x16\n\x12OUTPUT_UNSPECIFIED\x10\x00\x12\x10\n\x0cOUTPUT_DENSE\x10\x01\x12\x11\n\rOUTPUT_SPARSE\x10\x02\x12\x11\n\rOUTPUT_TOKENS\x10\x03*]\n\x08Truncate\x12\x18\n\x14TRUNCATE_UNSPECIFIED\x10\x00\x12\x11\n\rTRUNCATE_NONE\x10\x01\x12\x10\n\x0cTRUNCATE_END\x10\x02\x12\x12\n\x0eTRUNCATE_START\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'embedmux.proto.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=343
-  _globals['_ROLE']._serialized_end=406
-  _globals['_ENCODING']._serialized_start=409
-  _globals['_ENCODING']._serialized_end=594
-  _globals['_TRUNCATE']._serialized_start=596
-  _globals['_TRUNCATE']._serialized_end=689
+  _globals['_ROLE']._serialized_start=385
+  _globals['_ROLE']._serialized_end=448
+  _globals['_ENCODING']._serialized_start=451
+  _globals['_ENCODING']._serialized_end=636
+  _globals['_OUTPUT']._serialized_start=638
+  _globals['_OUTPUT']._serialized_end=726
+  _globals['_TRUNCATE']._serialized_start=728
+  _globals['_TRUNCATE']._serialized_end=821
   _globals['_INSTRUCTION']._serialized_start=44
-  _globals['_INSTRUCTION']._serialized_end=174
-  _globals['_SPACE']._serialized_start=176
-  _globals['_SPACE']._serialized_end=216
-  _globals['_TEXTERROR']._serialized_start=218
-  _globals['_TEXTERROR']._serialized_end=275
-  _globals['_FAILURE']._serialized_start=277
-  _globals['_FAILURE']._serialized_end=341
+  _globals['_INSTRUCTION']._serialized_end=216
+  _globals['_SPACE']._serialized_start=218
+  _globals['_SPACE']._serialized_end=258
+  _globals['_TEXTERROR']._serialized_start=260
+  _globals['_TEXTERROR']._serialized_end=317
+  _globals['_FAILURE']._serialized_start=319
+  _globals['_FAILURE']._serialized_end=383
 # @@protoc_insertion_point(module_scope)

@@ -22,6 +22,13 @@ class Encoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ENCODING_BINARY: _ClassVar[Encoding]
     ENCODING_UBINARY: _ClassVar[Encoding]
 
+class Output(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OUTPUT_UNSPECIFIED: _ClassVar[Output]
+    OUTPUT_DENSE: _ClassVar[Output]
+    OUTPUT_SPARSE: _ClassVar[Output]
+    OUTPUT_TOKENS: _ClassVar[Output]
+
 class Truncate(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     TRUNCATE_UNSPECIFIED: _ClassVar[Truncate]
@@ -39,24 +46,30 @@ ENCODING_INT8: Encoding
 ENCODING_UINT8: Encoding
 ENCODING_BINARY: Encoding
 ENCODING_UBINARY: Encoding
+OUTPUT_UNSPECIFIED: Output
+OUTPUT_DENSE: Output
+OUTPUT_SPARSE: Output
+OUTPUT_TOKENS: Output
 TRUNCATE_UNSPECIFIED: Truncate
 TRUNCATE_NONE: Truncate
 TRUNCATE_END: Truncate
 TRUNCATE_START: Truncate
 
 class Instruction(_message.Message):
-    __slots__ = ("task", "role", "adapter", "prompt_name", "prompt")
+    __slots__ = ("task", "role", "adapter", "prompt_name", "prompt", "instruction")
     TASK_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     PROMPT_NAME_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
     task: str
     role: Role
     adapter: str
     prompt_name: str
     prompt: str
-    def __init__(self, task: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., adapter: _Optional[str] = ..., prompt_name: _Optional[str] = ..., prompt: _Optional[str] = ...) -> None: ...
+    instruction: str
+    def __init__(self, task: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., adapter: _Optional[str] = ..., prompt_name: _Optional[str] = ..., prompt: _Optional[str] = ..., instruction: _Optional[str] = ...) -> None: ...
 
 class Space(_message.Message):
     __slots__ = ("id", "calibration")

@@ -19,11 +19,17 @@ class AdapterInfo:
     max_rank: int
     num_bytes: int
     num_targets: int
+    role: str | None = None  # where a task has one adapter for queries and another for documents
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What the front knows of the backbone."""
+    """What the front knows of a model; plain values only, since it crosses the process border as JSON.
+
+    ``kind`` is embedder or reranker. ``sizes`` are the declared dimensions, the full one first, with every size from
+    ``any_size_from`` up; ``outputs`` are values of records.Output. ``template`` is a format of {instruction}, empty
+    where the model takes no free instruction; ``activation`` is a reranker's. ``notes`` are sentences for users.
+    """
 
     name: str
     digest: str
@@ -36,6 +42,15 @@ class ModelInfo:
     calibrations: dict[int, str]
     backends: dict[str, str]
     isa: str
+    family: str = ""
+    kind: str = "embedder"
+    sizes: tuple[int, ...] = ()
+    any_size_from: int | None = None
+    outputs: tuple[str, ...] = ("dense",)
+    template: str = ""
+    default_instruction: str = ""
+    activation: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class ServerState(enum.Enum):
@@ -82,7 +97,7 @@ class ServerLimits:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What this server is and serves; the first model answers requests that name none."""
+    """What this server is and serves; the first of a kind answers requests that name none."""
 
     version: str
     state: ServerState

@@ -2,6 +2,8 @@
 
 from embedmux.proto import adapters_pb2, server_pb2
 from embedmux.server import facts
+from embedmux.server.records import Output, Role
+from embedmux.server.rpc.convert import OUTPUT_NUMBERS, ROLE_NUMBERS
 
 
 def adapter_info(adapter: facts.AdapterInfo) -> adapters_pb2.AdapterInfo:
@@ -15,6 +17,7 @@ def adapter_info(adapter: facts.AdapterInfo) -> adapters_pb2.AdapterInfo:
         num_targets=adapter.num_targets,
         num_bytes=adapter.num_bytes,
         calibrated_dimensions=sorted(adapter.calibrations),
+        role=ROLE_NUMBERS[Role(adapter.role) if adapter.role else None],
     )
 
 
@@ -32,7 +35,8 @@ def info_reply(info: facts.ServerInfo) -> server_pb2.InfoResponse:
 
 
 def model_info(model: facts.ServedModel) -> server_pb2.ModelInfo:
-    """One model with its tasks and prompts."""
+    """One model with its tasks and prompts; a reranker's score is nothing that Embed could be asked for."""
+    outputs = [Output(name) for name in model.info.outputs]
     return server_pb2.ModelInfo(
         name=model.info.name,
         digest=model.info.digest,
@@ -47,6 +51,15 @@ def model_info(model: facts.ServedModel) -> server_pb2.ModelInfo:
         instruction_set=model.info.isa,
         prompts=model.prompts,
         calibrated_dimensions=sorted(model.info.calibrations),
+        family=model.info.family,
+        kind=model.info.kind,
+        sizes=model.info.sizes,
+        any_size_from=model.info.any_size_from or 0,
+        outputs=[OUTPUT_NUMBERS[output] for output in outputs if output is not Output.SCORE],
+        template=model.info.template,
+        default_instruction=model.info.default_instruction,
+        activation=model.info.activation,
+        notes=model.info.notes,
     )
 
 

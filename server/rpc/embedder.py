@@ -31,7 +31,8 @@ class Embedder:
     async def Embed(self, request: embed_pb2.EmbedRequest, call: Call) -> bytes:
         """A serialised EmbedResponse."""
         job = convert.embed_job(request, deadline=call.deadline)
-        return convert.embed_reply(await self._encoder.embed(job), request_id=request.request_id)
+        result = await self._encoder.embed(job)
+        return convert.embed_reply(result, request_id=request.request_id, outputs=job.outputs)
 
     async def EmbedStream(self, _: Any, call: Call) -> None:
         """Answers in the order of the requests."""

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from embedmux.server.errors import EmbedmuxError
 from embedmux.server.facts import AdapterInfo, ServerInfo
-from embedmux.server.requests import EmbedJob, EmbedResult, TokenizedText
+from embedmux.server.requests import EmbedJob, EmbedResult, RerankJob, RerankResult, TokenizedText
 
 
 class Encoder(Protocol):
@@ -16,6 +16,14 @@ class Encoder(Protocol):
 
     async def tokenize(self, job: EmbedJob) -> list[TokenizedText | EmbedmuxError]:
         """One entry per text, in order."""
+        ...
+
+
+class Reranker(Protocol):
+    """Documents to scores. A cancelled call is cancelled here too, so that queued work is dropped."""
+
+    async def rerank(self, job: RerankJob) -> RerankResult:
+        """A score for every document; what is wrong with one stands in the result, all else raises EmbedmuxError."""
         ...
 
 

@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from embedmux.proto import adapters_pb2, embed_pb2, server_pb2
+from embedmux.proto import adapters_pb2, embed_pb2, server_pb2, types_pb2
 from embedmux.server.facts import ModelInfo, ServedModel, ServerInfo, ServerLimits, ServerState, TaskInfo
 from embedmux.server.rpc.adapters import Adapters
 from embedmux.server.rpc.embedder import Embedder
@@ -41,7 +41,11 @@ def test_every_method_of_the_protos_is_served():
 
 
 async def test_info_tells_models_tasks_and_limits(serve):
-    info = ModelInfo("m", "d", "bert", 384, 512, "mean", "float32", "cpu", {64: "c"}, {"attention": "csrc"}, "avx512")
+    info = ModelInfo(
+        "m", "d", "bert", 384, 512, "mean", "float32", "cpu", {64: "c"}, {"attention": "csrc"}, "avx512",
+        family="bge-m3", kind="embedder", sizes=(384, 128), any_size_from=64, outputs=("dense", "sparse", "score"),
+        template="Instruct: {instruction}", default_instruction="find", activation="sigmoid", notes=("cut on the left",),
+    )  # fmt: skip
     task = TaskInfo("retrieval", "r", "q: ", "d: ", "s1", aliases=("search",))
     model = ServedModel(info, (task,), {"query": "q: "})
     described = ServerInfo("1.2", ServerState.SERVING, (model,), ServerLimits(1, 2, 3, 4, 5))
@@ -72,6 +76,15 @@ async def test_info_tells_models_tasks_and_limits(serve):
                 ],
                 kernels={"attention": "csrc"},
                 instruction_set="avx512",
+                family="bge-m3",
+                kind="embedder",
+                sizes=[384, 128],
+                any_size_from=64,
+                outputs=[types_pb2.OUTPUT_DENSE, types_pb2.OUTPUT_SPARSE],  # a score is no output of Embed
+                template="Instruct: {instruction}",
+                default_instruction="find",
+                activation="sigmoid",
+                notes=["cut on the left"],
                 prompts={"query": "q: "},
                 calibrated_dimensions=[64],
             )
