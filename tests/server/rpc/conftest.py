@@ -8,15 +8,16 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from embedmux.proto import adapters_pb2_grpc, embed_pb2_grpc, server_pb2_grpc
+from embedmux.proto import adapters_pb2_grpc, embed_pb2_grpc, rerank_pb2_grpc, server_pb2_grpc
 from embedmux.server.errors import EmbedmuxError
-from embedmux.server.facts import AdapterInfo, ServerState
+from embedmux.server.facts import AdapterInfo, ModelInfo, ServedModel, ServerInfo, ServerLimits, ServerState
 from embedmux.server.records import Space
-from embedmux.server.requests import EmbedJob, EmbedResult, TokenizedText
+from embedmux.server.requests import EmbedJob, EmbedResult, RerankJob, RerankResult, TokenizedText
 from embedmux.server.rpc.adapters import Adapters
 from embedmux.server.rpc.embedder import Embedder
 from embedmux.server.rpc.info import Info
 from embedmux.server.rpc.lifecycle import Lifecycle
+from embedmux.server.rpc.reranker import Reranker
 from embedmux.server.rpc.server import TransportOptions, build_server
 
 
@@ -81,6 +82,44 @@ class Gate:
         return await self._answer(job)
 
 
+class FakeReranker:
+    """Scores a document by its length; jobs are kept, and documents in ``errors`` fail."""
+
+    def __init__(self) -> None:
+        self.jobs: list[RerankJob] = []
+        self.errors: dict[int, EmbedmuxError] = {}
+
+    async def rerank(self, job: RerankJob) -> RerankResult:
+        self.jobs.append(job)
+        lengths = [0 if at in self.errors else len(document) for at, document in enumerate(job.documents)]
+        return RerankResult(
+            logits=[float(length) for length in lengths],
+            scores=[length / 10 for length in lengths],
+            num_tokens=lengths,
+            num_tokens_original=[length + 1 for length in lengths],
+            errors=self.errors,
+            rendered=[f"{job.query}|{document}" for document in job.documents] if job.echoes else [],
+        )
+
+
+class FakeFacts:
+    """A server with an embedder and two rerankers, which it lists only while ``is_ready``."""
+
+    def __init__(self) -> None:
+        self.is_ready = True
+
+    def describe(self) -> ServerInfo:
+        named = [("embedder", "e", ""), ("reranker", "small", "sigmoid"), ("reranker", "large", "identity")]
+        infos = [
+            ModelInfo(
+                name, "d", "bert", 4, 8, "cls", "float32", "cpu", {}, {}, "avx2", kind=kind, activation=activation
+            )
+            for kind, name, activation in named
+        ]
+        models = tuple(ServedModel(info, (), {}) for info in infos) if self.is_ready else ()
+        return ServerInfo("1", ServerState.SERVING, models, ServerLimits(1, 2, 3, 4, 5))
+
+
 class FakeDesk:
     """Keeps what it is given."""
 
@@ -131,12 +170,17 @@ async def encoder() -> FakeEncoder:
 
 
 @pytest.fixture
+async def reranker() -> FakeReranker:
+    return FakeReranker()
+
+
+@pytest.fixture
 async def gate(encoder: FakeEncoder) -> Gate:
     return Gate(encoder)
 
 
 @pytest.fixture
-async def serve(encoder: FakeEncoder) -> AsyncIterator[Callable[..., Any]]:
+async def serve(encoder: FakeEncoder, reranker: FakeReranker) -> AsyncIterator[Callable[..., Any]]:
     """``await serve(**options)`` -> stubs, channel, lifecycle and server; all are closed after the test."""
     started: list[Any] = []
 
@@ -144,7 +188,9 @@ async def serve(encoder: FakeEncoder) -> AsyncIterator[Callable[..., Any]]:
         lifecycle = Lifecycle()
         observer = Observer()
         desk = FakeDesk()
-        services = [Embedder(encoder, lifecycle, **(stream or {})), Adapters(desk), Info(facts)]
+        facts = facts or FakeFacts()
+        services = [Embedder(encoder, lifecycle, **(stream or {})), Reranker(reranker, facts), Adapters(desk)]
+        services.append(Info(facts))
         options = TransportOptions(**{"addresses": ("127.0.0.1:0",), **options})
         server = build_server(services, lifecycle, options=options, observer=observer)
         await server.start()
@@ -156,10 +202,12 @@ async def serve(encoder: FakeEncoder) -> AsyncIterator[Callable[..., Any]]:
             address=address,
             channel=channel,
             desk=desk,
+            facts=facts,
             lifecycle=lifecycle,
             observer=observer,
             server=server,
             embedder=embed_pb2_grpc.EmbedderStub(channel),
+            reranker=rerank_pb2_grpc.RerankerStub(channel),
             adapters=adapters_pb2_grpc.AdaptersStub(channel),
             info=server_pb2_grpc.ServerStub(channel),
         )

@@ -16,7 +16,7 @@ from embedmux.server.rpc.info import Info
 from embedmux.server.rpc.lifecycle import Lifecycle
 from embedmux.server.rpc.server import TransportOptions, build_server
 
-SERVICES = ["embedmux.v1.Adapters", "embedmux.v1.Embedder", "embedmux.v1.Server"]
+SERVICES = ["embedmux.v1.Adapters", "embedmux.v1.Embedder", "embedmux.v1.Reranker", "embedmux.v1.Server"]
 
 
 async def test_reflection_lists_the_services_and_describes_their_messages(running):
@@ -44,7 +44,7 @@ async def test_info_tells_models_tasks_and_limits(serve):
     info = ModelInfo(
         "m", "d", "bert", 384, 512, "mean", "float32", "cpu", {64: "c"}, {"attention": "csrc"}, "avx512",
         family="bge-m3", kind="embedder", sizes=(384, 128), any_size_from=64, outputs=("dense", "sparse", "score"),
-        template="Instruct: {instruction}", default_instruction="find", activation="sigmoid", notes=("cut on the left",),
+        template="Instruct: {instruction}", default_instruction="find", activation="sigmoid", notes=("cut on the left",)
     )  # fmt: skip
     task = TaskInfo("retrieval", "r", "q: ", "d: ", "s1", aliases=("search",))
     model = ServedModel(info, (task,), {"query": "q: "})
