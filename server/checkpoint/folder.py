@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 from embedmux.server.errors import ModelRejected
 
-MAX_JSON_BYTES = 1 << 20  # tokenizer.json is larger and read by its own library
+MAX_JSON_BYTES = 1 << 20
+MAX_TOKENIZER_BYTES = 1 << 27  # of tokenizer.json; the largest published ones have some 35 MB
 MISSING: Any = object()
 
 
@@ -32,6 +33,10 @@ class ModelFolder:
         """A JSON object of the folder; an empty one where it may be absent and is."""
         return Config(self, name, self._read(name, dict, optional=optional))
 
+    def tokenizer(self) -> Config:
+        """tokenizer.json as JSON, for the ids of single tokens; texts are tokenised by its own library."""
+        return Config(self, "tokenizer.json", self._read("tokenizer.json", dict, optional=False))
+
     def array(self, name: str, *, optional: bool = False) -> list[Any]:
         """A JSON array of the folder; [] where it may be absent and is."""
         found: list[Any] = self._read(name, list, optional=optional)
@@ -48,8 +53,9 @@ class ModelFolder:
                 return kind()
             self.reject(f"{name} is missing")
         try:
-            if path.stat().st_size > MAX_JSON_BYTES:
-                self.reject(f"{name} has {path.stat().st_size} bytes, the limit for JSON is {MAX_JSON_BYTES}")
+            limit = MAX_TOKENIZER_BYTES if name == "tokenizer.json" else MAX_JSON_BYTES
+            if path.stat().st_size > limit:
+                self.reject(f"{name} has {path.stat().st_size} bytes, the limit for it is {limit}")
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise ModelRejected(f"model {self.name!r}: cannot read {name}: {error}") from error

@@ -1,0 +1,61 @@
+"""Everything a model folder says of itself, gathered once: what families are recognised by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from embedmux.server.checkpoint.folder import Config, ModelFolder
+from embedmux.server.checkpoint.modules import Modules, read_modules
+from embedmux.server.checkpoint.names import Hint, find_hint, read_hints
+from embedmux.server.checkpoint.tokens import TokenIds
+from embedmux.server.contract import Prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """config.json and what lies beside it. ``prompts`` are the checkpoint's own, empty where it has none."""
+
+    folder: ModelFolder
+    config: Config
+    model_type: str
+    modules: Modules
+    prompts: Prompts
+    hints: tuple[Hint, ...]
+    tokens: TokenIds
+
+    def is_class(self, *endings: str) -> bool:
+        """Whether config.json names a class of the architecture that ends so."""
+        return any(name.endswith(endings) for name in self.config.strings("architectures", []))
+
+    def is_named(self, pattern: str) -> bool:
+        """Whether a name of the model ends with the pattern."""
+        return find_hint(self.hints, pattern) is not None
+
+
+def gather(folder: ModelFolder) -> Evidence:
+    """Reads the JSON of a folder; raises ModelRejected for what is missing or malformed."""
+    config = folder.config()
+    if not folder.has("tokenizer.json"):
+        folder.reject("tokenizer.json is missing; save its fast tokenizer beside the weights")
+    model_type = config.string("model_type")
+    return Evidence(
+        folder,
+        config,
+        model_type,
+        read_modules(folder),
+        read_prompts(folder),
+        read_hints(folder, config),
+        TokenIds(folder),
+    )
+
+
+def read_prompts(folder: ModelFolder) -> Prompts:
+    """The prompts in config_sentence_transformers.json."""
+    config = folder.config("config_sentence_transformers.json", optional=True)
+    prompts = config.section("prompts").values
+    if not all(isinstance(text, str) for text in prompts.values()):
+        config.reject("prompts", "names to texts")
+    default = config.string("default_prompt_name", "") or None
+    if default is not None and default not in prompts:
+        config.reject("default_prompt_name", f"one of {sorted(prompts)}")
+    return Prompts(dict(prompts), default)
