@@ -1,0 +1,100 @@
+"""Random weights that make a hard test, written straight into safetensors, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A tensor to be: normal numbers around ``mean``."""
+
+    shape: tuple[int, ...]
+    std: float
+    mean: float = 0.0
+
+
+Plan = dict[str, Draw]  # by the name in the file
+
+
+def linear(out: int, inner: int, gain: float = 1.0) -> Draw:
+    """[out, inner]; inputs of unit variance give outputs with a standard deviation of ``gain``.
+
+    A query and a key of gain g each give scores of standard deviation g * g after the usual 1 / sqrt(head size): 2 is
+    peaked (softmax far from uniform), 1 hardly.
+    """
+    return Draw((out, inner), gain / math.sqrt(inner))
+
+
+def scale(size: int, mean: float = 1.0, spread: float = 0.2) -> Draw:
+    """A norm's weight; one that is forgotten or taken from another layer shows. Queries and keys with norms of their
+    own have their peaks from here: ``mean`` 1.6 on both sides is what gain 1.6 is without."""
+    return Draw((size,), mean * spread, mean)
+
+
+def shift(size: int, std: float = 0.2) -> Draw:
+    """A bias that is not zero."""
+    return Draw((size,), std)
+
+
+def draw(plan: Plan, name: str, seed: int, *, key: str | None = None) -> torch.Tensor:
+    """The float32 tensor of one name, the same whatever else is drawn. ``key`` stands for the name in the draw, so that
+    files which differ in names only hold the same numbers."""
+    generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32((key or name).encode()))
+    recipe = plan[name]
+    return torch.randn(recipe.shape, generator=generator).mul_(recipe.std).add_(recipe.mean)
+
+
+def write_weights(
+    path: Path, plan: Plan, seed: int, dtype: torch.dtype, *, prefix: str = "", metadata: bool = True
+) -> int:
+    """One safetensors file of the plan; returns the bytes of its tensors.
+
+    ``prefix`` goes before every name without changing the numbers. ``metadata`` is the ``{"format": "pt"}`` that
+    transformers writes; without it the header has no such entry at all.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}} if metadata else {}
+    offset = 0
+    for name, recipe in sorted(plan.items()):
+        size = math.prod(recipe.shape) * dtype.itemsize
+        header[prefix + name] = {"dtype": NAMES[dtype], "shape": recipe.shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in sorted(plan):
+            tensor = draw(plan, name, seed).to(dtype)
+            file.write(tensor.contiguous().view(torch.uint8).numpy().data)
+    return offset
+
+
+def write_shards(folder: Path, plan: Plan, seed: int, dtype: torch.dtype, *, shards: int, prefix: str = "") -> None:
+    """The plan in several files with ``model.safetensors.index.json``, as large checkpoints are published."""
+    names, total = sorted(plan), 0
+    weight_map: dict[str, str] = {}
+    for number in range(shards):
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        part = {name: plan[name] for name in names[number::shards]}
+        total += write_weights(folder / file, part, seed, dtype, prefix=prefix)
+        weight_map |= dict.fromkeys((prefix + name for name in part), file)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def edit_weights(path: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """For mutants: the tensors of a file changed in place."""
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, {"format": "pt"})
