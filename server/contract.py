@@ -74,18 +74,23 @@ class LateContract:
 
     ``query_tokens``: queries are filled with the mask token up to this many tokens; None leaves them as they are.
     ``skipped`` are ids whose vectors documents leave out, such as punctuation. ``skips_first`` drops the first token
-    of either side. ``is_mean`` divides a MaxSim score by the number of query tokens.
+    of either side. ``is_mean`` divides a MaxSim score by the number of query tokens. ``kept``: only tokens of these ids
+    have a vector, () for all. ``query_marker`` and ``document_marker`` are the ids of prefixes that are one token: they
+    stand behind the text's first token, and the prefix is then empty. ``query_tokens`` counts them, as max_tokens does.
     """
 
     dimensions: int
     query_prefix: str = ""
     document_prefix: str = ""
+    query_marker: int | None = None
+    document_marker: int | None = None
     query_tokens: int | None = None
     mask_token: int | None = None
     attends_to_expansion: bool = True
     skipped: tuple[int, ...] = ()
     skips_first: bool = False
     is_mean: bool = False
+    kept: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,8 @@ class Contract:
     text, and ``ending`` is the token id every text must end with once tokenised (None: as the tokenizer has it),
     ``beginning`` likewise. ``tasks`` names the adapters the checkpoint must bring, below ``adapters``; with
     ``needs_task`` a text without task or adapter is refused. ``dense_modules`` are folders of linears behind the
-    pooling, ``projections`` a file of chained matrices to smaller sizes.
+    pooling, ``projections`` a file of chained matrices to smaller sizes. Without ``takes_prompts`` the pooling would have
+    to leave a prompt's tokens out, which is not computed: a request that brings a prompt is refused.
     """
 
     family: str
@@ -107,12 +113,14 @@ class Contract:
     sizes: tuple[int, ...]
     any_size_from: int | None = None  # any size from here up to the full one is declared too
     prompts: Prompts = Prompts()
+    takes_prompts: bool = True
     template: str | None = None
     default_instruction: str = ""  # what the template's query prompt says when the request gives none
     suffix: str = ""
     beginning: int | None = None
     ending: int | None = None
     outputs: tuple[Output, ...] = (Output.DENSE,)
+    sparse_ignored: tuple[int, ...] = ()  # ids without a sparse weight: the special tokens
     late: LateContract | None = None
     score: ScoreContract | None = None
     adapters: Path | None = None
