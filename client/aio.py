@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2
 from embedmux.client import records
 from embedmux.client.errors import NOT_SERVING, call_error, not_serving_in_time
 from embedmux.client.options import COMPRESSIONS, DEFAULT_TIMEOUT_S, MAX_ATTEMPTS, Compression, channel_options
+from embedmux.client.rerank import Ranking, RerankOptions, ranking, rerank_request
 from embedmux.client.streaming import AsyncRequestFeed, Batch, is_worth_repeating
 from embedmux.client.stubs import make_stubs
 from embedmux.client.texts import (
@@ -85,8 +86,9 @@ class AsyncClient:
     ) -> Embeddings:
         """One vector for every text, in order.
 
-        Options: task, role ("query" or "document"), adapter, prompt_name, prompt, dimensions, encoding ("float32",
-        "float16", "bfloat16", "int8", "uint8", "binary", "ubinary"), truncate ("none", "end", "start"), model.
+        Options: task, role ("query" or "document"), adapter, prompt_name, prompt, instruction, dimensions,
+        force_dimensions, encoding ("float32", "float16", "bfloat16", "int8", "uint8", "binary", "ubinary"), outputs
+        (some of "dense", "sparse", "tokens"), truncate ("none", "end", "start"), echo, model; see ``EmbedOptions``.
         A ``Text`` in the list may name its own task, role, adapter and prompt, so one call may mix tasks.
         ``errors="return"`` keeps failed texts in ``Embeddings.errors`` instead of raising the first.
         """
@@ -94,7 +96,7 @@ class AsyncClient:
         if not texts:
             return empty(options)
         requests = split_requests(texts, options, batch_size=self._batch_size)
-        return by_policy(concatenate(await self._embed_all(requests, timeout)), errors)
+        return by_policy(concatenate(await self._embed_all(requests, options, timeout)), errors)
 
     async def embed_stream(
         self,
@@ -118,7 +120,7 @@ class AsyncClient:
                 request = feed.answered()
                 if is_worth_repeating(reply):
                     reply = await self._repeat(request)
-                yield by_policy(decode(reply, len(request.texts)), errors)
+                yield by_policy(decode(reply, len(request.texts), options), errors)
             feed.finish()
         except grpc.RpcError as error:
             raise call_error(error, self.target) from error
@@ -136,6 +138,27 @@ class AsyncClient:
         """The token ids each text is embedded from; ``errors="return"`` sets ``TokenizedText.error`` instead."""
         reply = await self._call(self._stubs.embedder.Tokenize, tokenize_request(as_texts(texts), options), timeout)
         return records.tokenized_texts(reply, errors)
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        errors: ErrorPolicy = "raise",
+        timeout: float | None = None,
+        **options: Unpack[RerankOptions],
+    ) -> Ranking:
+        """The documents by how well they answer the query, best first, with raw logits and activated scores.
+
+        Options: instruction, top_n, truncate ("none", "end", "start"), echo, model. All documents go in one request,
+        since some models read them together. ``errors="return"`` keeps failed documents in ``Ranking.errors`` instead
+        of raising the first.
+        """
+        request = rerank_request(query, documents, options)
+        if not documents:
+            return Ranking((), model=request.model)
+        reply = await self._call(self._stubs.reranker.Rerank, request, timeout)
+        return ranking(reply, request, errors)
 
     async def load_adapter(
         self, path: str, *, id: str | None = None, timeout: float | None = None
@@ -209,7 +232,9 @@ class AsyncClient:
             else:
                 return reply
 
-    async def _embed_all(self, requests: Iterable[embed_pb2.EmbedRequest], timeout: float | None) -> list[Embeddings]:
+    async def _embed_all(
+        self, requests: Iterable[embed_pb2.EmbedRequest], options: EmbedOptions, timeout: float | None
+    ) -> list[Embeddings]:
         """The embeddings of each request, in order; at most ``in_flight`` requests are under way."""
         parts: list[Embeddings] = []
         pending: deque[tuple[int, Any]] = deque()
@@ -218,12 +243,12 @@ class AsyncClient:
             for request in requests:
                 if len(pending) == self._in_flight:
                     num_texts, call = pending.popleft()
-                    parts.append(decode(await call, num_texts))
+                    parts.append(decode(await call, num_texts, options))
                 call = self._stubs.embedder.Embed(request, timeout=limit, metadata=self._metadata)
                 pending.append((len(request.texts), call))
             while pending:
                 num_texts, call = pending.popleft()
-                parts.append(decode(await call, num_texts))
+                parts.append(decode(await call, num_texts, options))
         except grpc.RpcError as error:
             raise call_error(error, self.target) from error
         finally:

@@ -106,11 +106,11 @@ def status_of(error: EmbedmuxError) -> grpc.StatusCode:
     return grpc.StatusCode.UNKNOWN
 
 
-def first_error(errors: dict[int, EmbedmuxError], *, num_texts: int) -> EmbedmuxError:
+def first_error(errors: dict[int, EmbedmuxError], *, num_texts: int, noun: str = "text") -> EmbedmuxError:
     """The exception for a call that does not take failed texts: the first one's, naming it and counting the others."""
     index = min(errors)
-    others = f" (and {len(errors) - 1} more of {num_texts} texts failed)" if len(errors) > 1 else ""
-    error, message = errors[index], f"text {index}: {errors[index]}{others}"
+    others = f" (and {len(errors) - 1} more of {num_texts} {noun}s failed)" if len(errors) > 1 else ""
+    error, message = errors[index], f"{noun} {index}: {errors[index]}{others}"
     if isinstance(error, Overloaded):
         return Overloaded(message, retry_after_s=error.retry_after_s)
     return type(error)(message)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from embedmux.client.errors import first_error, text_error
-from embedmux.client.texts import ErrorPolicy, check_policy
+from embedmux.client.texts import OUTPUTS, ROLES, ErrorPolicy, check_policy
 from embedmux.proto import adapters_pb2, embed_pb2, server_pb2
 from embedmux.server.errors import EmbedmuxError
+
+OUTPUT_NAMES = {number: name for name, number in OUTPUTS.items()}
+ROLE_NAMES = {number: name for name, number in ROLES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,12 @@ class TaskInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """One model. ``digest`` is the SHA-256 of its weights; ``kernels`` maps op -> csrc, triton or reference."""
+    """One model. ``digest`` is the SHA-256 of its weights; ``kernels`` maps op -> csrc, triton or reference.
+
+    ``kind`` is embedder or reranker. ``sizes`` are the declared dimensions, with every size from ``any_size_from`` up;
+    ``outputs`` are what ``embed`` may be asked for. ``template`` shows where a free instruction goes and is empty where
+    the model takes none; ``activation`` is how a reranker makes scores.
+    """
 
     name: str
     digest: str
@@ -39,6 +47,15 @@ class ModelInfo:
     instruction_set: str
     prompts: dict[str, str]
     calibrated_dimensions: tuple[int, ...]
+    family: str
+    kind: str
+    sizes: tuple[int, ...]
+    any_size_from: int | None
+    outputs: tuple[str, ...]
+    template: str
+    default_instruction: str
+    activation: str
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +80,10 @@ class ServerInfo:
 
 @dataclass(frozen=True, slots=True)
 class AdapterInfo:
-    """One loaded adapter. ``digest`` is the SHA-256 of its weights; ``num_bytes`` is what they take on the device."""
+    """One loaded adapter. ``digest`` is the SHA-256 of its weights; ``num_bytes`` is what they take on the device.
+
+    ``role`` is set where a task has one adapter for queries and another for documents.
+    """
 
     id: str
     digest: str
@@ -73,6 +93,7 @@ class AdapterInfo:
     num_targets: int
     num_bytes: int
     calibrated_dimensions: tuple[int, ...]
+    role: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +137,15 @@ def model_info(message: server_pb2.ModelInfo) -> ModelInfo:
         instruction_set=message.instruction_set,
         prompts=dict(message.prompts),
         calibrated_dimensions=tuple(message.calibrated_dimensions),
+        family=message.family,
+        kind=message.kind,
+        sizes=tuple(message.sizes),
+        any_size_from=message.any_size_from or None,
+        outputs=tuple(OUTPUT_NAMES.get(number, f"output {number}") for number in message.outputs),
+        template=message.template,
+        default_instruction=message.default_instruction,
+        activation=message.activation,
+        notes=tuple(message.notes),
     )
 
 
@@ -130,6 +160,7 @@ def adapter_info(message: adapters_pb2.AdapterInfo) -> AdapterInfo:
         num_targets=message.num_targets,
         num_bytes=message.num_bytes,
         calibrated_dimensions=tuple(message.calibrated_dimensions),
+        role=ROLE_NAMES.get(message.role),
     )
 
 

@@ -12,22 +12,32 @@ from embedmux.server.records import Encoding, Space
 
 
 class Spaced(Protocol):
-    """The part of Embeddings that says what its rows may be compared with."""
+    """What says with what its texts may be compared."""
 
-    @property
-    def encoding(self) -> Encoding: ...
     @property
     def spaces(self) -> list[Space | None]: ...
     @property
     def errors(self) -> dict[int, EmbedmuxError]: ...
 
 
-def check_comparable(first: Spaced, second: Spaced) -> None:
-    """Raises unless every row of both has a vector of one encoding, space and calibration."""
+class Encoded(Spaced, Protocol):
+    """Vectors in an encoding."""
+
+    @property
+    def encoding(self) -> Encoding: ...
+
+
+def check_comparable(first: Encoded, second: Encoded) -> None:
+    """Raises unless every text of both has a vector of one encoding, space and calibration."""
     if first.encoding is not second.encoding:
         raise InvalidRequest(
             f"cannot compare {first.encoding.value} with {second.encoding.value} vectors; embed both in one encoding"
         )
+    check_one_space(first, second)
+
+
+def check_one_space(first: Spaced, second: Spaced) -> None:
+    """Raises unless every text of both was served, in one space and calibration."""
     reference: tuple[str, int, Space] | None = None
     for side, embeddings in (("first", first), ("second", second)):
         for index, space in enumerate(embeddings.spaces):

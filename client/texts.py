@@ -1,24 +1,29 @@
 """What a caller asks for, and how it becomes request messages. Pure: no channel, no clock."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict, TypeVar
 
 from embedmux.proto import embed_pb2, types_pb2
 from embedmux.server.errors import InvalidRequest
-from embedmux.server.records import Encoding, Role, Truncate
+from embedmux.server.records import Encoding, Output, Role, Truncate
 
 RoleName = Literal["query", "document"]
 EncodingName = Literal["float32", "float16", "bfloat16", "int8", "uint8", "binary", "ubinary"]
 TruncateName = Literal["none", "end", "start"]
+OutputName = Literal["dense", "sparse", "tokens"]
 ErrorPolicy = Literal["raise", "return"]
 
 Value = TypeVar("Value")
 
 # A text that names its own task does not want the call's adapter, nor its own prompt name the call's literal prompt.
-INHERITED_TOGETHER = (("task", "adapter"), ("role",), ("prompt_name", "prompt"))
+INHERITED_TOGETHER = (("task", "adapter"), ("role",), ("prompt_name", "prompt", "instruction"))
 ROLES = {Role.QUERY.value: types_pb2.ROLE_QUERY, Role.DOCUMENT.value: types_pb2.ROLE_DOCUMENT}
 ENCODINGS = {member.value: types_pb2.Encoding.Value(f"ENCODING_{member.name}") for member in Encoding}
+OUTPUTS = {
+    member.value: types_pb2.Output.Value(f"OUTPUT_{member.name}") for member in Output if member is not Output.SCORE
+}
+DENSE_ONLY: tuple[OutputName, ...] = ("dense",)
 TRUNCATES = {member.value: types_pb2.Truncate.Value(f"TRUNCATE_{member.name}") for member in Truncate}
 
 
@@ -26,8 +31,9 @@ TRUNCATES = {member.value: types_pb2.Truncate.Value(f"TRUNCATE_{member.name}") f
 class Text:
     """One text with an instruction of its own; what it leaves out comes from the call.
 
-    Task and adapter come from the call only if the text names neither; so do prompt name and prompt. ``prompt`` is a
-    literal prefix and beats ``prompt_name``; an empty ``prompt`` means no prefix.
+    Task and adapter come from the call only if the text names neither; so do prompt name, prompt and instruction.
+    ``prompt`` is a literal prefix and beats ``prompt_name``; an empty ``prompt`` means no prefix. ``instruction`` are
+    free words for the model's own template.
     """
 
     text: str
@@ -36,6 +42,7 @@ class Text:
     adapter: str | None = None
     prompt_name: str | None = None
     prompt: str | None = None
+    instruction: str | None = None
 
 
 class InstructionOptions(TypedDict, total=False):
@@ -46,24 +53,32 @@ class InstructionOptions(TypedDict, total=False):
     adapter: str | None
     prompt_name: str | None
     prompt: str | None
+    instruction: str | None
 
 
 class TokenizeOptions(InstructionOptions, total=False):
-    """Options of ``tokenize``; ``model`` None is the server's first."""
+    """Options of ``tokenize``; ``model`` None is the server's first embedder."""
 
     truncate: TruncateName
     model: str | None
 
 
 class EmbedOptions(TokenizeOptions, total=False):
-    """Options of ``embed`` and ``embed_stream``; ``dimensions`` None is the model's full size."""
+    """Options of ``embed`` and ``embed_stream``.
+
+    ``dimensions`` None is the model's full size; ``force_dimensions`` accepts one that the model does not declare.
+    ``outputs`` are what to make of every text; ``echo`` also returns the exact text the model read.
+    """
 
     dimensions: int | None
     encoding: EncodingName
+    outputs: Sequence[OutputName]
+    force_dimensions: bool
+    echo: bool
 
 
 def embed_request(texts: Sequence[str | Text], options: EmbedOptions) -> embed_pb2.EmbedRequest:
-    """One request for all ``texts``. Raises InvalidRequest for an unknown role, encoding or truncate name."""
+    """One request for all ``texts``. Raises InvalidRequest for an unknown role, encoding, output or truncate name."""
     refuse_unknown(options, EmbedOptions)
     dimensions = options.get("dimensions")
     if dimensions is not None and dimensions < 1:
@@ -75,7 +90,21 @@ def embed_request(texts: Sequence[str | Text], options: EmbedOptions) -> embed_p
         encoding=choice("encoding", options.get("encoding", "float32"), ENCODINGS),
         truncate=choice("truncate", options.get("truncate", "none"), TRUNCATES),
         model=options.get("model") or "",
+        outputs=[] if (names := asked_outputs(options)) == DENSE_ONLY else [OUTPUTS[name] for name in names],
+        force_dimensions=options.get("force_dimensions", False),
+        echo=options.get("echo", False),
     )
+
+
+def asked_outputs(options: EmbedOptions) -> tuple[str, ...]:
+    """The outputs asked for; a single name stands for itself. Raises InvalidRequest for none or an unknown one."""
+    outputs = options.get("outputs", DENSE_ONLY)
+    names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    if not names:
+        raise InvalidRequest(f"outputs is empty; name at least one of {', '.join(OUTPUTS)}")
+    for name in names:
+        choice("outputs", name, OUTPUTS)
+    return names
 
 
 def split_requests(
@@ -128,6 +157,7 @@ def instruction(text: Text | None, options: InstructionOptions) -> types_pb2.Ins
         adapter=fields["adapter"] or "",
         prompt_name=fields["prompt_name"] or "",
         prompt=fields["prompt"],
+        instruction=fields["instruction"],
     )
 
 
@@ -156,7 +186,7 @@ def check_policy(errors: ErrorPolicy) -> None:
     choice("errors", errors, {"raise": None, "return": None})
 
 
-def refuse_unknown(options: TokenizeOptions, known: type[TokenizeOptions]) -> None:
+def refuse_unknown(options: Mapping[str, object], known: type[Mapping[str, object]]) -> None:
     """TypeError for a misspelt option, as for any other keyword argument."""
     unknown = sorted(options.keys() - known.__annotations__.keys())
     if unknown:
