@@ -75,7 +75,6 @@ void check_lora_tensors(const at::Tensor& x, const at::Tensor& weight, const std
   check_contiguous(x, "x");
   check_rank(weight, "weight", 2);
   check_dtype(weight, "weight", type);
-  check_contiguous(weight, "weight");
   check_size(weight, "weight", 1, x.size(1));
   TORCH_CHECK(x.size(1) > 0 && weight.size(0) > 0, "x and weight must not be empty, got ", x.sizes(), " and ",
               weight.sizes());

@@ -33,6 +33,7 @@ c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
 
 // oneDNN's layout of the weight as float32.
 at::Tensor pack_wide(const at::Tensor& weight) {
+  check_contiguous(weight, "weight");
   const at::Tensor wide = weight.to(at::kFloat);
   if (!at::hasMKLDNN()) return wide.is_same(weight) ? wide.clone() : wide;
   static const auto pack = find_operator<PackLinear>("mkldnn::_reorder_linear_weight");
@@ -65,6 +66,7 @@ at::Tensor merged_weight(const LoraCall& call, const LoraSlice* slices, const at
   std::vector<at::Tensor> parts;
   for (int64_t slice = 0; slice < call.num_slices(); ++slice) {
     const int64_t start = call.slices[slice], width = call.slices[slice + 1] - start, own = slices[slice].weight;
+    if (own < 0) check_contiguous(weight, "weight");
     parts.push_back(own < 0 ? weight.narrow(0, start, width)
                             : arena.narrow(0, own, width * call.inner).view({width, call.inner}));
   }

@@ -13,15 +13,28 @@ MAX_THREADS = 1024
 
 
 @dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One model to serve: the name that requests use, where it comes from (see ``find_model``), and the root below which
+    its adapters may be read; None is the checkpoint's own folder of adapters, if it has one."""
+
+    source: str = "minilm"
+    adapters: Path | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.source)
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """What the engine process is started with; it crosses the process border as JSON.
 
-    ``adapters`` is the root below which adapters may be read; None serves the bare model. Sizes are in tokens, texts
-    or bytes as their names say.
+    Sizes are in tokens, texts or bytes as their names say, and hold for each model. ``max_prefix_tokens`` is how many
+    tokens of shared prefixes a causal model keeps; 0 keeps none.
     """
 
-    model: str = "minilm"
-    adapters: Path | None = None
+    models: tuple[ModelConfig, ...] = (ModelConfig(),)
     loads_adapters: bool = True  # at the start, all that the root holds; a restarted engine is told what to load
     dtype: str = "float32"
     device: str = "cpu"
@@ -32,6 +45,7 @@ class EngineConfig:
     max_adapters: int = 64
     max_adapter_bytes: int = 1 << 30
     max_adapter_rank: int = 256
+    max_prefix_tokens: int = 4096
     allow_reference: bool = False
 
     def __post_init__(self) -> None:
@@ -41,6 +55,13 @@ class EngineConfig:
             raise InvalidConfig(f"device is {self.device!r}; it must be one of {', '.join(DEVICES)}")
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
             raise InvalidConfig(f"threads is {self.threads}; it must be 1 to {MAX_THREADS}")
+        if self.max_prefix_tokens < 0:
+            raise InvalidConfig(f"max_prefix_tokens is {self.max_prefix_tokens}; it must be 0 or more")
+        if not self.models:
+            raise InvalidConfig("no model is named; give at least one")
+        names = [model.name for model in self.models]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InvalidConfig(f"model {twice[0]!r} is named twice; give each a name of its own, NAME=DIRECTORY")
         for name in ("max_batch_tokens", "max_batch_texts", "max_queue_tokens", "max_adapters", "max_adapter_bytes"):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -53,9 +74,13 @@ class EngineConfig:
     def from_json(cls, text: str) -> "EngineConfig":
         """The inverse of to_json."""
         values = json.loads(text)
-        if values["adapters"] is not None:
-            values["adapters"] = Path(values["adapters"])
-        return cls(**values)
+        models = tuple(
+            ModelConfig(
+                model["source"], Path(model["adapters"]) if model["adapters"] is not None else None, model["name"]
+            )
+            for model in values.pop("models")
+        )
+        return cls(models=models, **values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import itertools
+from collections import abc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -93,12 +95,13 @@ class Tokens:
     """One tokenised text. ``original`` counts tokens before the cut, prompt and special tokens included.
 
     ``shared``: so many leading tokens are the prompt's (or a reranker's instruction and query), hence the same in
-    other texts; 0 where none are.
+    other texts; 0 where none are. ``second`` is the first token of a pair's second text, 0 for none.
     """
 
     ids: list[int]
     original: int
     shared: int = 0
+    second: int = 0
 
     @property
     def is_truncated(self) -> bool:
@@ -124,6 +127,17 @@ class OutputSpec:
         """Bytes of the row of a text with so many tokens."""
         return sum(self.part_bytes(output, num_tokens) for output in self.outputs)
 
+    def row_starts(self, lengths: abc.Sequence[int]) -> abc.Sequence[int]:
+        """Where the rows of texts with so many tokens begin, and where the last one ends: n + 1 numbers."""
+        fixed, each = self.row_bytes(0), self.row_bytes(1) - self.row_bytes(0)
+        if not each:
+            return range(0, fixed * (len(lengths) + 1), fixed)
+        return list(itertools.accumulate((fixed + each * length for length in lengths), initial=0))
+
+    def total_bytes(self, num_texts: int, num_tokens: int) -> int:
+        """Bytes of all rows of so many texts, which have so many tokens together."""
+        return num_texts * self.row_bytes(0) + num_tokens * (self.row_bytes(1) - self.row_bytes(0))
+
     def part_bytes(self, output: Output, num_tokens: int) -> int:
         """Bytes that one output takes in that row."""
         if output is Output.DENSE:
@@ -139,8 +153,9 @@ class OutputSpec:
 class EngineJob:
     """Texts of one request on their way through the engine; identity, not content, tells jobs apart.
 
-    token_ids [T] int32, offsets [n + 1] int32, adapters [n] int32 handles (BASE_MODEL for none);
-    ``out`` takes n rows of ``output.encoding.row_bytes(output.dimensions)`` bytes.
+    token_ids [T] int32, offsets [n + 1] int32, adapters [n] int32 handles (BASE_MODEL for none), shared [n] and second
+    [n] int32 as in ``Tokens``; ``out`` takes the rows of the texts one after another (``output.row_bytes``). ``model``
+    is the place of the model among those of the engine.
     """
 
     id: int
@@ -150,8 +165,15 @@ class EngineJob:
     output: OutputSpec
     deadline: float | None
     out: memoryview
+    shared: np.ndarray
+    second: np.ndarray
+    model: int = 0
     remaining: int = 0
     errors: dict[int, EmbedmuxError] = field(default_factory=dict)
+    row_starts: abc.Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        self.row_starts = self.output.row_starts((self.offsets[1:] - self.offsets[:-1]).tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,39 +186,6 @@ class Sequence:
     slot: int
     enqueued: float
     deadline: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Packed sequences on the device, sorted by slot: what a backbone reads.
-
-    token_ids and positions [T] int64; offsets [n + 1] int32, where each sequence starts;
-    segment_offsets [G + 1] int32 and segment_slots [G] int32, rows that share an adapter (BASE_MODEL for none).
-    """
-
-    token_ids: torch.Tensor
-    positions: torch.Tensor
-    offsets: torch.Tensor
-    segment_offsets: torch.Tensor
-    segment_slots: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class FusedLinear:
-    """One matmul of the backbone: the checkpoint linears it fuses, in order, with their output widths."""
-
-    name: str
-    slices: tuple[tuple[str, int], ...]
-    in_features: int
-
-
-@dataclass(frozen=True, slots=True)
-class LowRankTables:
-    """Where the kernels find every loaded adapter: ``data`` [E] holds all factors, ``tables`` a linear's name ->
-    int64 [max_slots, J, 3] of (a_offset, b_offset, rank) in elements for each slot and slice."""
-
-    data: torch.Tensor
-    tables: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,12 +36,11 @@ NEVER_TORCH = (
 )  # fmt: skip
 # Lower rank may import higher rank only; rooms of one rank do not import each other.
 RANKS = {
-    "cli": 0, "app": 1, "rpc": 2, "encode": 3, "catalog": 4, "runtime": 4, "bridge": 4,
-    "text": 5, "adapters": 5, "batching": 5, "outputs": 5, "backbones": 6,
-    "checkpoint": 7,
+    "cli": 0, "app": 1, "rpc": 2, "encode": 3, "rerank": 3, "several": 3, "catalog": 4, "runtime": 4, "loaded": 4, "bridge": 4,
+    "text": 5, "adapters": 5, "batching": 5, "outputs": 5, "heads": 6, "backbones": 7, "checkpoint": 8,
 }  # fmt: skip
 EVERYONE = {
-    "errors", "config", "records", "requests", "contract", "facts", "tasks", "spaces", "models", "free_list", "defaults",
+    "errors", "config", "records", "packed", "requests", "contract", "facts", "tasks", "spaces", "models", "free_list", "defaults",
 }  # fmt: skip
 
 

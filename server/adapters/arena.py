@@ -16,7 +16,8 @@ import torch
 from embedmux.server.adapters.files import reject
 from embedmux.server.errors import Overloaded
 from embedmux.server.free_list import FreeList
-from embedmux.server.records import Adapter, FusedLinear
+from embedmux.server.records import Adapter
+from embedmux.server.packed import FusedLinear
 
 ALIGNMENT_BYTES = 64  # a cache line on the CPU, and enough for 16-byte vector loads on the GPU
 RETRY_AFTER_S = 1.0  # room appears when somebody unloads an adapter, which is a human's pace
@@ -64,7 +65,7 @@ class AdapterArena:
             linear.name: torch.zeros(max_slots, len(linear.slices), 3, dtype=torch.int64, device=self.device)
             for linear in self.linears
         }
-        self._targets = {target for linear in self.linears for target, _ in linear.slices}
+        self._targets = {target for linear in self.linears for target in linear.targets}
         self._free = FreeList(num_elements, alignment=self._alignment)
         self._regions: dict[int, int] = {}  # start of the region by slot
         # A load must not wait behind the batches that are queued on the device, nor they behind it.
@@ -103,19 +104,20 @@ class AdapterArena:
 
         for linear in self.linears:
             rows[linear.name] = []
-            for target, width in linear.slices:
+            stored: dict[str, int] = {}  # where A of a linear is whose B is cut into several slices
+            for target, first, width in linear.parts:
                 update = adapter.targets.get(target)
                 if update is None:
                     rows[linear.name].append((0, 0, 0))
                     continue
-                rank = len(update.a)
-                if update.a.shape != (rank, linear.in_features) or update.b.shape != (width, rank):
+                rank, whole = len(update.a), linear.targets[target]
+                if update.a.shape != (rank, whole[0]) or update.b.shape != (whole[1], rank):
                     shapes = f"{list(update.a.shape)} and {list(update.b.shape)}"
-                    reject(
-                        owner, f"module {target!r} has factors {shapes} for {linear.in_features} -> {width} features"
-                    )
-                b = update.b.to(torch.float32) * update.scale
-                rows[linear.name].append((append(update.a), append(b.T), rank))
+                    reject(owner, f"module {target!r} has factors {shapes} for {whole[0]} -> {whole[1]} features")
+                b = update.b[first : first + width].to(torch.float32) * update.scale
+                if target not in stored:
+                    stored[target] = append(update.a)
+                rows[linear.name].append((stored[target], append(b.T), rank))
         num_bytes = end * self.dtype.itemsize
         if num_bytes > self.max_bytes:
             reject(owner, f"needs {num_bytes} bytes on the device, the limit for all is {self.max_bytes}; raise it")

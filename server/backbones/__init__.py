@@ -1,26 +1,24 @@
-"""Backbones by architecture, imported only when one is asked for: spec.py is read where torch must not be loaded."""
+"""Backbones by architecture, each one file, imported only when it is asked for."""
+
+from __future__ import annotations
 
 import importlib
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from embedmux.server.backbones.spec import Spec
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    import torch
+    from embedmux.server.backbones.shape import Family
 
-    from embedmux.server.backbones.bert import Bert
-    from embedmux.server.records import LowRankTables
+ARCHITECTURES = {
+    "bert": "embedmux.server.backbones.bert",
+    "decoder": "embedmux.server.backbones.decoder",
+    "modernbert": "embedmux.server.backbones.modernbert",
+    "gte": "embedmux.server.backbones.gte",
+    "nomic_bert": "embedmux.server.backbones.nomic_bert",
+    "gemma": "embedmux.server.backbones.gemma",
+    "jina_v3": "embedmux.server.backbones.jina_v3",
+}
 
-ARCHITECTURES = {"bert": ("embedmux.server.backbones.bert", "Bert")}
 
-
-def load_backbone(
-    spec: Spec, folder: Path, *, low_rank: "LowRankTables", dtype: "torch.dtype", device: "torch.device"
-) -> "Bert":
-    """The backbone of a model folder with its weights on the device, ready to run."""
-    module, name = ARCHITECTURES[spec.architecture]
-    backbone: Bert = getattr(importlib.import_module(module), name)(
-        spec, folder, low_rank=low_rank, dtype=dtype, device=device
-    )
-    return backbone
+def find_family(architecture: str) -> Family:
+    """The module that computes an architecture, a key of ``ARCHITECTURES``."""
+    return cast("Family", importlib.import_module(ARCHITECTURES[architecture]))

@@ -1,14 +1,19 @@
 """The op calls of a model's forward pass, without its weights: what to compile for it, whatever the backbone."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from embedmux.kernels.aot import Call, Recorder
-from embedmux.server.backbones import load_backbone
-from embedmux.server.backbones.spec import load_spec
-from embedmux.server.records import Batch, LowRankTables
+from embedmux.server.backbones import find_family
+from embedmux.server.backbones.check import model_shape
+from embedmux.server.backbones.weights import Checkpoint
+from embedmux.server.checkpoint.read import read_contract
+from embedmux.server.packed import Batch, LowRankTables, PooledRows, Segments, SharedPrefixes
+from embedmux.server.records import Pooling
 
 META = torch.device("meta")
 NUM_SLOTS = 8
@@ -20,23 +25,24 @@ def forward_calls(folder: Path, dtype: torch.dtype, sizes: Iterable[tuple[int, i
     sizes: (tokens, texts, segments) of the batches. No kernel's numbers depend on them (law 1), but its way to find a
     row's sequence and adapter does.
     """
-    spec = load_spec(folder)
+    contract = read_contract(folder)
+    family, shape = find_family(contract.architecture), model_shape(folder)
     low_rank = LowRankTables(
         torch.empty(1, dtype=dtype, device="meta"),
-        {linear.name: _ints(NUM_SLOTS, len(linear.slices), 3, dtype=torch.int64) for linear in spec.linears},
+        {linear.name: _ints(NUM_SLOTS, len(linear.slices), 3, dtype=torch.int64) for linear in shape.linears},
     )
-    backbone = load_backbone(spec, folder, low_rank=low_rank, dtype=dtype, device=META)
+    checkpoint = Checkpoint(folder, prefixes=family.PREFIXES, device=META)
+    backbone = family.Backbone(shape, checkpoint, low_rank=low_rank, dtype=dtype)
+    pool = torch.empty(shape.num_layers, NUM_SLOTS, shape.num_kv_heads, shape.head_size, dtype=dtype, device="meta")
     with torch.inference_mode(), Recorder() as recorder:
         for num_tokens, num_texts, num_segments in sizes:
-            backbone(
-                Batch(
-                    token_ids=_ints(num_tokens, dtype=torch.int64),
-                    positions=_ints(num_tokens, dtype=torch.int64),
-                    offsets=_ints(num_texts + 1),
-                    segment_offsets=_ints(num_segments + 1),
-                    segment_slots=_ints(num_segments),
-                )
+            tokens, texts = _ints(num_tokens, dtype=torch.int64), _ints(num_texts, dtype=torch.int64)
+            segments = Segments(_ints(num_segments + 1), _ints(num_segments))
+            pooled = PooledRows(texts, segments, _ints(num_texts + 1)) if contract.pooling is not Pooling.MEAN else None
+            prefixes = (
+                SharedPrefixes(pool, pool, _ints(4), _ints(num_texts), tokens, tokens) if shape.is_causal else None
             )
+            backbone(Batch(tokens, tokens, tokens, _ints(num_texts + 1), segments, pooled, prefixes))
     return list({_key(call): call for call in recorder.calls}.values())
 
 

@@ -1,37 +1,69 @@
 """Layers shared by the backbones: thin owners of weights around the ops."""
 
+from __future__ import annotations
+
 import torch
 
 from embedmux.kernels import ops
+from embedmux.kernels.lora_matmul import GATED
 from embedmux.server.backbones.weights import Checkpoint
-from embedmux.server.records import Batch, FusedLinear, LowRankTables
+from embedmux.server.packed import Batch, FusedLinear, LowRankTables, PooledRows, Segments
+
+GATED_STEP = 32  # halves of other widths are multiplied from the plain weight; see kernels/lora_matmul
 
 
 class LoraLinear:
     """One fused linear with its adapters: y = activation(x Wᵀ + b + per segment B(A x)).
 
-    The adapters' factors live in one flat tensor; a batch changes only two small integer arrays.
+    The adapters' factors live in one flat tensor; a batch changes only two small integer arrays. A bias is taken where
+    the checkpoint has one for all slices; ``is_biased`` says whether the family has one.
     """
 
     def __init__(
-        self, linear: FusedLinear, checkpoint: Checkpoint, *, low_rank: LowRankTables, dtype: torch.dtype
+        self,
+        linear: FusedLinear,
+        checkpoint: Checkpoint,
+        *,
+        low_rank: LowRankTables,
+        dtype: torch.dtype,
+        is_biased: bool,
+        activation: str = "none",
     ) -> None:
-        widths = [width for _, width in linear.slices]
-        weights = [checkpoint.take(f"{name}.weight", (width, linear.in_features)) for name, width in linear.slices]
-        biases = [checkpoint.take(f"{name}.bias", (width,)) for name, width in linear.slices]
-        self.weight = torch.cat(weights).to(dtype)
-        self.bias = torch.cat(biases).to(dtype)
-        # The GPU's kernels read the plain weight; on the CPU a layout of its own is faster.
-        self.packed = ops.pack_weight(self.weight) if self.weight.device.type == "cpu" else None
-        self.widths = widths
+        weight = torch.cat(_slices(linear, checkpoint, dtype))
+        self.bias = torch.cat(_slices(linear, checkpoint, dtype, is_bias=True)) if is_biased else None
+        self.activation = activation
+        self.widths = [width for _, width in linear.slices]
         self.low_rank = low_rank.data
         self.adapters = low_rank.tables[linear.name]
+        self.weight, self.packed = _packed(weight, activation)
 
-    def __call__(self, x: torch.Tensor, batch: Batch, activation: str = "none") -> torch.Tensor:
-        """x [T, in] -> [T, out], same dtype."""
+    def __call__(self, x: torch.Tensor, segments: Segments) -> torch.Tensor:
+        """x [T, in] -> [T, out] ([T, out / 2] from a gated activation), same dtype."""
         found: torch.Tensor = torch.ops.embedmux.lora_matmul(
             x, self.weight, self.bias, self.low_rank, self.adapters,
-            batch.segment_offsets, batch.segment_slots, self.widths, activation, self.packed,
+            segments.offsets, segments.slots, self.widths, self.activation, self.packed,
+        )  # fmt: skip
+        return found
+
+
+class Linear:
+    """A linear that no adapter changes, such as a head's: y = x Wᵀ + b with the same promise for a row's bits."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        """weight [out, in] and bias [out] of one dtype, on the device they stay on."""
+        out, device = weight.shape[0], weight.device
+        self.bias, self.widths = bias, [out]
+        self.weight, self.packed = _packed(weight.contiguous(), "none")
+        self.nothing = torch.zeros(1, dtype=weight.dtype, device=device)
+        self.adapters = torch.zeros(1, 1, 3, dtype=torch.int64, device=device)
+        self.slots = torch.full((1,), -1, dtype=torch.int32, device=device)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x [n, in] -> [n, out], same dtype."""
+        offsets = torch.tensor([0, x.shape[0]], dtype=torch.int32).to(x.device, non_blocking=True)
+        found: torch.Tensor = torch.ops.embedmux.lora_matmul(
+            x.contiguous(), self.weight, self.bias, self.nothing, self.adapters,
+            offsets, self.slots, self.widths, "none", self.packed,
         )  # fmt: skip
         return found
 
@@ -40,11 +72,116 @@ class AddLayerNorm:
     """LayerNorm(x + residual), statistics in float32."""
 
     def __init__(self, name: str, checkpoint: Checkpoint, *, size: int, eps: float, dtype: torch.dtype) -> None:
-        self.weight = checkpoint.take(f"{name}.weight", (size,)).to(dtype)
-        self.bias = checkpoint.take(f"{name}.bias", (size,)).to(dtype)
+        self.weight = checkpoint.take(f"{name}.weight", (size,), dtype)
+        self.bias = checkpoint.take(f"{name}.bias", (size,), dtype)
         self.eps = eps
 
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         """x and residual [T, size] -> [T, size], same dtype."""
         found: torch.Tensor = torch.ops.embedmux.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
         return found
+
+
+class PreNorm:
+    """The norm at the start of a pre-norm block, and the residual sum that the next block adds to.
+
+    kind "layer" or "rms"; a Gemma norm multiplies by 1 + weight (``adds_one``).
+    """
+
+    def __init__(
+        self, name: str, checkpoint: Checkpoint, *, size: int, eps: float, dtype: torch.dtype, kind: str,
+        is_biased: bool = False, adds_one: bool = False,
+    ) -> None:  # fmt: skip
+        weight = checkpoint.take(f"{name}.weight", (size,))
+        # Kept in float32: it is small, and 1 + weight would lose its last bits in bfloat16.
+        self.weight = weight + 1 if adds_one else weight
+        self.bias = checkpoint.take(f"{name}.bias", (size,)) if is_biased else None
+        self.eps = eps
+        self.kind = kind
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [T, size], residual [T, size] or None -> (norm of the sum, the sum), same dtype."""
+        normed, total = torch.ops.embedmux.pre_norm(x, residual, self.weight, self.bias, self.eps, self.kind)
+        return normed, total
+
+
+class Rotary:
+    """Rotary positions: cos and sin [positions, R / 2] float32 of theta^(-2 i / R), computed in float64.
+
+    ``scale`` multiplies, ``inverse`` replaces, the angles' frequencies [R / 2].
+    """
+
+    def __init__(
+        self, *, theta: float, size: int, positions: int, device: torch.device, inverse: torch.Tensor | None = None
+    ) -> None:
+        if inverse is None:
+            inverse = theta ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+        angles = torch.outer(torch.arange(positions, dtype=torch.float64), inverse.to(torch.float64))
+        self.cos, self.sin = (part.to(torch.float32).to(device) for part in (angles.cos(), angles.sin()))
+
+    def __call__(
+        self, q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor,
+        q_weight: torch.Tensor | None = None, k_weight: torch.Tensor | None = None, eps: float = 0.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """q [T, Hq, D] and k [T, Hkv, D] turned by their positions, after an RMSNorm per head if weights are given."""
+        turned_q, turned_k = torch.ops.embedmux.rope(q, k, positions, self.cos, self.sin, q_weight, k_weight, eps)
+        return turned_q, turned_k
+
+
+class Attention:
+    """Attention of one layer over packed sequences, with the keys and values of shared prefixes where there are any."""
+
+    def __init__(self, layer: int, *, causal: bool, window: int, scale: float) -> None:
+        """``window``: a token sees those at most this far away; -1 is no limit."""
+        self.layer, self.causal, self.window, self.scale = layer, causal, window, scale
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """q [T, Hq, D], k and v [T, Hkv, D] -> [T, Hq * D]."""
+        prefix: tuple[torch.Tensor, ...] = ()
+        if (shared := batch.prefixes) is not None:
+            keys, values = shared.keys[self.layer], shared.values[self.layer]
+            keys.index_copy_(0, shared.target, k.index_select(0, shared.source))
+            values.index_copy_(0, shared.target, v.index_select(0, shared.source))
+            prefix = (keys, values, shared.offsets, shared.of)
+        context: torch.Tensor = torch.ops.embedmux.attention(
+            q, k, v, batch.offsets, self.causal, self.window, self.scale, *prefix
+        )
+        return context.view(q.shape[0], -1)
+
+
+def split_heads(
+    qkv: torch.Tensor, *, num_heads: int, num_kv_heads: int, head_size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Views of a fused projection [T, (Hq + 2 Hkv) D]: q [T, Hq, D], k and v [T, Hkv, D]."""
+    heads = qkv.view(qkv.shape[0], -1, head_size)
+    return heads[:, :num_heads], heads[:, num_heads : num_heads + num_kv_heads], heads[:, num_heads + num_kv_heads :]
+
+
+def keep_pooled(pooled: PooledRows, *states: torch.Tensor) -> list[torch.Tensor]:
+    """The pooled row of each sequence of states [T, ...], in the order of the sequences."""
+    return [state.index_select(0, pooled.rows) for state in states]
+
+
+def _slices(
+    linear: FusedLinear, checkpoint: Checkpoint, dtype: torch.dtype, *, is_bias: bool = False
+) -> list[torch.Tensor]:
+    whole: dict[str, torch.Tensor] = {}
+    for name, (in_features, width) in linear.targets.items():
+        if is_bias:
+            whole[name] = checkpoint.take(f"{name}.bias", (width,), dtype)
+        else:
+            whole[name] = checkpoint.take(f"{name}.weight", (width, in_features), dtype)
+    return [whole[name][start : start + width] for name, start, width in linear.parts]
+
+
+def _packed(weight: torch.Tensor, activation: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The weight and its layout for the machine; where the layout says it all, a stand-in without memory of its own.
+
+    The GPU's kernels read the plain weight; on the CPU a layout of its own is faster.
+    """
+    if weight.device.type != "cpu" or not ops.HAS_EXTENSION:
+        return weight, None
+    packed = ops.pack_weight(weight)
+    if activation in GATED and weight.shape[0] % (2 * GATED_STEP):
+        return weight, packed
+    return torch.zeros((), dtype=weight.dtype).expand(weight.shape), packed

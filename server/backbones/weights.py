@@ -1,62 +1,87 @@
-"""safetensors -> named tensors, strictly: nothing missing, nothing left over, nothing unpickled."""
+"""safetensors -> named tensors, strictly: nothing missing, nothing left over, nothing unpickled.
+
+Tensors are copied one at a time out of a mapped file, so that loading takes little more memory than what is kept.
+"""
+
+from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from embedmux.server.errors import ModelRejected
 
 CHUNK_BYTES = 1 << 22
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Checkpoint:
     """The tensors of a model folder, taken one by one; ``finish`` refuses what nobody took.
 
-    ``digest`` is the SHA-256 of the weight files in hex. On the meta device no file is opened, and ``take`` gives
-    tensors of shapes alone (dry_run.py).
+    ``prefixes`` may stand before a tensor's name in the files, such as ``model.``, and are not part of it here. On the
+    meta device no file is opened, and ``take`` gives tensors of shapes alone (dry_run.py).
     """
 
     def __init__(
-        self, folder: Path, *, prefixes: tuple[str, ...], ignored: Callable[[str], bool], device: torch.device
+        self, folder: Path, *, prefixes: Sequence[str], device: torch.device, file: str = "model.safetensors"
     ) -> None:
         self.folder = folder
         self.device = device
-        self._files = [] if device.type == "meta" else _weight_files(folder)
-        self._where = {}
+        self._files = [] if device.type == "meta" else _weight_files(folder, file)
+        self._where: dict[str, tuple[Path, str]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         for path in self._files:
-            with safe_open(path, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - not a dict
-                    short = next((name.removeprefix(p) for p in prefixes if name.startswith(p)), name)
-                    if not ignored(short):
-                        self._where[short] = (path, name)
+            self._list(path, prefixes)
 
-    def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """One tensor as float32 on the device, of exactly this shape; raises ModelRejected naming it otherwise."""
+    def has(self, name: str) -> bool:
+        """Whether a tensor is there and was not taken; always on the meta device."""
+        return self.device.type == "meta" or name in self._where
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a stored tensor, None where there is none of that name."""
+        return self._shapes.get(name)
+
+    def find(self, kinds: dict[tuple[int, ...], bool]) -> tuple[str, bool]:
+        """(name, the kind's value) of the one tensor left that has one of these shapes, for files without known names."""
+        fits = [(name, kinds[self._shapes[name]]) for name in self._where if self._shapes[name] in kinds]
+        if len(fits) != 1:
+            self.reject(f"{len(fits)} tensors of {list(map(list, kinds))} where one is wanted: {fits}")
+        return fits[0]
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """One tensor on the device in ``dtype``, of exactly this shape; raises ModelRejected naming it otherwise."""
         if self.device.type == "meta":
-            return torch.empty(shape, device="meta")
-        if name not in self._where:
-            raise ModelRejected(f"model {self.folder.name!r}: tensor {name!r} is missing from its safetensors")
+            return torch.empty(shape, device="meta", dtype=dtype)
+        self.expect(name, shape)
         path, stored = self._where.pop(name)
-        with safe_open(path, framework="pt") as tensors:
-            tensor: torch.Tensor = tensors.get_tensor(stored)
-        if tuple(tensor.shape) != shape:
-            raise ModelRejected(
-                f"model {self.folder.name!r}: tensor {name!r} is {list(tensor.shape)}, config.json says {list(shape)}"
-            )
-        return tensor.to(self.device, torch.float32)
+        with _opened(path, self.folder) as tensors:
+            found = torch.empty(shape, dtype=dtype, device=self.device)
+            return found.copy_(tensors.get_tensor(stored))  # the mapped pages go with the file
 
-    def finish(self) -> None:
-        """Raises ModelRejected when the files hold tensors the backbone did not take."""
-        if self._where:
-            left = sorted(self._where)
-            raise ModelRejected(f"model {self.folder.name!r}: {len(left)} tensors are unknown, first {left[:3]}")
+    def expect(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises ModelRejected unless a tensor of that name and shape is there and was not taken."""
+        if name not in self._where:
+            self.reject(f"tensor {name!r} is missing from its safetensors")
+        if self._shapes[name] != shape:
+            self.reject(f"tensor {name!r} is {list(self._shapes[name])}, config.json says {list(shape)}")
+
+    @property
+    def num_tensors(self) -> int:
+        """Tensors in the files."""
+        return len(self._shapes)
+
+    def finish(self, is_unused: Callable[[str], bool]) -> None:
+        """Raises ModelRejected when the files hold tensors that nobody took and that are not known to be unused."""
+        if left := sorted(name for name in self._where if not is_unused(name)):
+            self.reject(f"{len(left)} tensors are unknown, first {left[:3]}")
 
     def digest(self) -> str:
-        """SHA-256 over the weight files' bytes."""
+        """SHA-256 over the weight files' bytes, in hex."""
         found = hashlib.sha256()
         for path in self._files:
             with path.open("rb") as file:
@@ -64,14 +89,44 @@ class Checkpoint:
                     found.update(chunk)
         return found.hexdigest()
 
+    def reject(self, what: str) -> NoReturn:
+        """Refuses the model, naming it."""
+        raise ModelRejected(f"model {self.folder.name!r}: {what}")
 
-def _weight_files(folder: Path) -> list[Path]:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    def _list(self, path: Path, prefixes: Sequence[str]) -> None:
+        with _opened(path, self.folder) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                short = next((name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)), name)
+                if short in self._where:
+                    self.reject(f"tensor {short!r} is stored twice, last in {path.name}")
+                entry = tensors.get_slice(name)
+                if entry.get_dtype() not in DTYPES and not short.endswith("position_ids"):
+                    self.reject(f"tensor {short!r} has dtype {entry.get_dtype()}; served are {', '.join(DTYPES)}")
+                self._where[short] = (path, name)
+                self._shapes[short] = tuple(entry.get_shape())
+
+
+def _opened(path: Path, folder: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ModelRejected(
+            f"model {folder.name!r}: {path.name} is broken or cut off: {error}; copy it again"
+        ) from error
+
+
+def _weight_files(folder: Path, file: str) -> list[Path]:
+    single, index = folder / file, folder / f"{file}.index.json"
     if single.exists():
         return [single]
     if not index.exists():
-        raise ModelRejected(f"model {folder.name!r} has no model.safetensors; other formats are not read (no pickle)")
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    if outside := [name for name in names if Path(name).name != name]:
-        raise ModelRejected(f"model {folder.name!r}: the index names files outside the folder: {outside}")
+        raise ModelRejected(f"model {folder.name!r} has no {file}; other formats are not read (no pickle)")
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if outside := [name for name in names if Path(name).name != name]:
+            raise ModelRejected(f"model {folder.name!r}: the index names files outside the folder: {outside}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelRejected(f"model {folder.name!r}: cannot read {index.name}: {error!r}") from error
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise ModelRejected(f"model {folder.name!r}: {index.name} names {missing}, which are not there")
     return [folder / name for name in names]

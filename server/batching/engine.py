@@ -30,12 +30,12 @@ Compute = Callable[[list[Sequence]], Collection[bytes | EmbedmuxError]]
 
 
 class Leases(Protocol):
-    """Who knows the slots: a leased adapter stays in its slot until it is released (AdapterRegistry)."""
+    """Who knows the slots: a leased adapter stays in its slot until it is released (Runtime, by AdapterRegistry)."""
 
-    def lease(self, handle: int) -> int:
-        """The slot of an adapter; raises NotFound when it was unloaded."""
+    def lease(self, model: int, handle: int) -> int:
+        """The slot of a model's adapter; raises NotFound when it was unloaded."""
 
-    def release(self, handle: int) -> None:
+    def release(self, model: int, handle: int) -> None:
         """Gives one lease back."""
 
 
@@ -59,7 +59,7 @@ class Engine:
         sequences: list[Sequence] = []
         for index in range(len(job.adapters)):
             try:
-                slot = self._leases.lease(int(job.adapters[index]))
+                slot = self._leases.lease(job.model, int(job.adapters[index]))
             except EmbedmuxError as error:
                 job.errors[index] = error
                 continue
@@ -81,7 +81,7 @@ class Engine:
         if refused is not None:
             for sequence in sequences:
                 job.errors[sequence.index] = refused
-                self._leases.release(int(job.adapters[sequence.index]))
+                self._leases.release(job.model, int(job.adapters[sequence.index]))
             is_answered = True
         if is_answered:
             done(job)
@@ -134,7 +134,7 @@ class Engine:
                 logger.error("a text of %d tokens failed: %s", sequence.num_tokens, row)
                 self._fail([sequence], row)
                 continue
-            start = sequence.index * len(row)
+            start = sequence.job.row_starts[sequence.index]
             sequence.job.out[start : start + len(row)] = row
             self._finish(sequence)
 
@@ -145,7 +145,7 @@ class Engine:
 
     def _finish(self, sequence: Sequence) -> None:
         job = sequence.job
-        self._leases.release(int(job.adapters[sequence.index]))
+        self._leases.release(job.model, int(job.adapters[sequence.index]))
         with self._wake:  # cancel runs on the caller's thread, so the count is shared
             job.remaining -= 1
             done = self._done.pop(id(job))[1] if not job.remaining else None

@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import torch
 
-from embedmux.server.batching.pack import Layout
+from embedmux.server.batching.pack import Layout, Packing, to_device
 from embedmux.server.batching.staging import Staging
-from embedmux.server.records import Batch
+from embedmux.server.packed import Batch, TokenStates
 
 logger = logging.getLogger(__name__)
 
-Forward = Callable[[Batch], torch.Tensor]
+Forward = Callable[[Batch], TokenStates]
 WARM_UPS = 2  # runs before capture, which compile kernels and settle torch's own caches
 SMALLEST_BUCKET = 64
 
@@ -41,32 +41,40 @@ class GraphedBackbone:
     """
 
     def __init__(
-        self, forward: Forward, *, max_tokens: int, max_texts: int, max_segments: int, device: torch.device
+        self,
+        forward: Forward,
+        *,
+        max_tokens: int,
+        max_texts: int,
+        max_segments: int,
+        device: torch.device,
+        packing: Packing = Packing(),
     ) -> None:
         self._forward = forward
         self._device = device
+        self._packing = packing
         # One bucket's graph runs at a time, so all may use the same memory for what stands between the layers.
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self._buckets: list[tuple[Staging, Callable[[], torch.Tensor]]] = []
+        self._buckets: list[tuple[Staging, Callable[[], TokenStates]]] = []
         # The largest first: its memory serves the others.
         for tokens, texts, segments in reversed(bucket_shapes(max_tokens, max_texts, max_segments)):
-            staging = Staging(max_tokens=tokens, max_texts=texts, max_segments=segments, device=device)
+            staging = Staging(max_tokens=tokens, max_texts=texts, max_segments=segments, device=device, packing=packing)
             self._buckets.insert(0, (staging, self._capture(staging)))
         logger.info("captured %d CUDA graphs, up to %d tokens", len(self._buckets), max_tokens)
 
-    def __call__(self, layout: Layout) -> tuple[torch.Tensor, Batch]:
-        """States [T or more, hidden] and the batch on the device; both in the order of the layout, nothing waited for.
+    def __call__(self, layout: Layout) -> tuple[TokenStates, Batch]:
+        """States and the batch on the device; both in the order of the layout, nothing waited for.
 
-        The batch's arrays may be longer than the layout's: sequences behind the layout's last are empty.
+        The batch's arrays may be longer than the layout's: pieces behind the layout's last are empty.
         """
         for staging, run in self._buckets:
             if staging.holds(layout):
                 batch = staging.fill(layout)
                 return run(), batch
-        batch = layout.to(self._device)
+        batch = to_device(layout, self._packing, self._device)
         return self._forward(batch), batch
 
-    def _capture(self, staging: Staging) -> Callable[[], torch.Tensor]:
+    def _capture(self, staging: Staging) -> Callable[[], TokenStates]:
         """A function that runs the forward pass over the bucket's buffers and returns its states."""
         if self._device.type != "cuda":
             return lambda: self._forward(staging.batch)
@@ -80,7 +88,7 @@ class GraphedBackbone:
         with torch.cuda.graph(graph, pool=self._pool):
             states = self._forward(staging.batch)
 
-        def replay() -> torch.Tensor:
+        def replay() -> TokenStates:
             graph.replay()
             return states
 

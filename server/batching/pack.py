@@ -1,36 +1,70 @@
-"""A plan -> flat arrays: sequences end to end, sorted by slot, no padding."""
+"""A plan -> flat arrays: pieces end to end, sorted by slot, no padding."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from embedmux.server.records import Batch, Sequence
+from embedmux.server.packed import Batch, PooledRows, Segments, SharedPrefixes
+from embedmux.server.records import Pooling, Sequence
+
+NO_PREFIX = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens that are packed as one sequence: a text, its tail behind a shared prefix, or such a prefix itself.
+
+    token_ids int32; ``start`` is the position of the first one. ``second`` is the position from which a pair's tokens
+    are of type 1, 0 for none. ``prefix`` names rows [begin, end) of the pool that stand before the tokens; ``target``
+    is where in the pool their own keys and values are kept, -1 for nowhere.
+    """
+
+    token_ids: np.ndarray
+    slot: int
+    start: int = 0
+    second: int = 0
+    prefix: tuple[int, int] | None = None
+    target: int = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A packed batch on the host.
+    """A packed batch on the host; see Batch.
 
-    token_ids and positions [T] int64, offsets [n + 1] int32, segment_offsets [G + 1] int32, segment_slots [G] int32;
-    see Batch.
+    token_ids, positions and types [T] int64, offsets [n + 1] int32; segment_offsets (in tokens) and segment_pieces (in
+    pieces) [G + 1] int32, segment_slots [G] int32; pooled_rows [n] int64; prefix_offsets [m + 1] and prefix_of [n]
+    int32, source and target [c] int64.
     """
 
     token_ids: np.ndarray
     positions: np.ndarray
+    types: np.ndarray
     offsets: np.ndarray
     segment_offsets: np.ndarray
+    segment_pieces: np.ndarray
     segment_slots: np.ndarray
+    pooled_rows: np.ndarray
+    prefix_offsets: np.ndarray
+    prefix_of: np.ndarray
+    source: np.ndarray
+    target: np.ndarray
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch as tensors of just its size."""
-        return Batch(
-            token_ids=torch.from_numpy(self.token_ids).to(device),
-            positions=torch.from_numpy(self.positions).to(device),
-            offsets=torch.from_numpy(self.offsets).to(device),
-            segment_offsets=torch.from_numpy(self.segment_offsets).to(device),
-            segment_slots=torch.from_numpy(self.segment_slots).to(device),
-        )
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """What a model wants of its batches: which row of a piece leaves the last layer (None: all), and the pool of shared
+    prefixes, keys and values [L, P, Hkv, D] (None: it shares none)."""
+
+    pooled: Pooling | None = None
+    pool: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def pool_rows(self) -> int:
+        """P, 0 without a pool."""
+        return 0 if self.pool is None else self.pool[0].shape[1]
 
 
 def order(sequences: list[Sequence]) -> list[Sequence]:
@@ -38,26 +72,89 @@ def order(sequences: list[Sequence]) -> list[Sequence]:
     return sorted(sequences, key=lambda sequence: (sequence.slot, -sequence.num_tokens))
 
 
-def pack(sequences: list[Sequence]) -> Layout:
-    """Sequences in their final order -> where everything stands.
+def piece_of(sequence: Sequence) -> Piece:
+    """A whole text."""
+    job, index = sequence.job, sequence.index
+    ids = job.token_ids[job.offsets[index] : job.offsets[index + 1]]
+    return Piece(ids, sequence.slot, second=int(job.second[index]))
 
-    The segments' and the sequences' offsets stay in row order, so a kernel needs no per-token metadata.
+
+def pack(pieces: list[Piece], packing: Packing) -> Layout:
+    """Pieces in their final order -> where everything stands.
+
+    The segments' and the pieces' offsets stay in row order, so a kernel needs no per-token metadata.
     """
-    lengths = np.array([sequence.num_tokens for sequence in sequences], dtype=np.int32)
-    offsets = np.zeros(len(sequences) + 1, dtype=np.int32)
+    lengths = np.array([len(piece.token_ids) for piece in pieces], dtype=np.int32)
+    offsets = np.zeros(len(pieces) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
-    token_ids = np.concatenate(
-        [
-            sequence.job.token_ids[sequence.job.offsets[sequence.index] : sequence.job.offsets[sequence.index + 1]]
-            for sequence in sequences
-        ]
-    )
-    slots = np.array([sequence.slot for sequence in sequences], dtype=np.int32)
-    starts = np.flatnonzero(np.concatenate(([True], slots[1:] != slots[:-1])))
+    token_ids = np.concatenate([piece.token_ids for piece in pieces])
+    starts = np.array([piece.start for piece in pieces], dtype=np.int64)
+    positions = np.arange(len(token_ids), dtype=np.int64) + np.repeat(starts - offsets[:-1], lengths)
+    seconds = np.array([piece.second or np.iinfo(np.int64).max for piece in pieces], dtype=np.int64)
+    slots = np.array([piece.slot for piece in pieces], dtype=np.int32)
+    firsts = np.flatnonzero(np.concatenate(([True], slots[1:] != slots[:-1])))
+    prefix_offsets, prefix_of = _prefixes(pieces, packing.pool_rows)
+    kept = [index for index, piece in enumerate(pieces) if piece.target >= 0]
     return Layout(
         token_ids=token_ids.astype(np.int64),
-        positions=np.arange(len(token_ids), dtype=np.int64) - np.repeat(offsets[:-1], lengths),
+        positions=positions,
+        types=(positions >= np.repeat(seconds, lengths)).astype(np.int64),
         offsets=offsets,
-        segment_offsets=np.append(offsets[starts], offsets[-1]).astype(np.int32),
-        segment_slots=slots[starts],
+        segment_offsets=np.append(offsets[firsts], offsets[-1]).astype(np.int32),
+        segment_pieces=np.append(firsts, len(pieces)).astype(np.int32),
+        segment_slots=slots[firsts],
+        pooled_rows=(offsets[:-1] if packing.pooled is Pooling.CLS else offsets[1:] - 1).astype(np.int64),
+        prefix_offsets=prefix_offsets,
+        prefix_of=prefix_of,
+        source=_ranges([(int(offsets[index]), len(pieces[index].token_ids)) for index in kept]),
+        target=_ranges([(pieces[index].target, len(pieces[index].token_ids)) for index in kept]),
     )
+
+
+def to_device(layout: Layout, packing: Packing, device: torch.device) -> Batch:
+    """The batch as tensors of just its size."""
+
+    def put(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
+    count = len(layout.offsets)
+    return make_batch(
+        {name: put(getattr(layout, name)) for name in Layout.__dataclass_fields__},
+        torch.arange(count, dtype=torch.int32, device=device),
+        packing,
+    )
+
+
+def make_batch(arrays: dict[str, torch.Tensor], counting: torch.Tensor, packing: Packing) -> Batch:
+    """A Batch over a layout's arrays on the device; ``counting`` [n + 1] int32 is 0, 1, .. n."""
+    slots = arrays["segment_slots"]
+    pooled = prefixes = None
+    if packing.pooled is not None:
+        pooled = PooledRows(arrays["pooled_rows"], Segments(arrays["segment_pieces"], slots), counting)
+    if packing.pool is not None:
+        names = ("prefix_offsets", "prefix_of", "source", "target")
+        prefixes = SharedPrefixes(*packing.pool, *(arrays[name] for name in names))
+    return Batch(
+        token_ids=arrays["token_ids"],
+        positions=arrays["positions"],
+        types=arrays["types"],
+        offsets=arrays["offsets"],
+        segments=Segments(arrays["segment_offsets"], slots),
+        pooled=pooled,
+        prefixes=prefixes,
+    )
+
+
+def _prefixes(pieces: list[Piece], pool_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets that cut the whole pool, and each piece's prefix: what lies between two prefixes is one nobody uses."""
+    used = sorted({piece.prefix for piece in pieces if piece.prefix is not None})
+    edges = [0, *(edge for prefix in used for edge in prefix), pool_rows]
+    places = {prefix: 2 * place + 1 for place, prefix in enumerate(used)}
+    of = [NO_PREFIX if piece.prefix is None else places[piece.prefix] for piece in pieces]
+    return np.array(edges, dtype=np.int32), np.array(of, dtype=np.int32)
+
+
+def _ranges(runs: list[tuple[int, int]]) -> np.ndarray:
+    """The numbers of runs (first, count), one after another, int64."""
+    found = [np.arange(first, first + count, dtype=np.int64) for first, count in runs]
+    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)

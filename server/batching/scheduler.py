@@ -1,8 +1,9 @@
 """Which texts form the next batch. Pure: time is an argument, nothing here waits, computes or imports torch.
 
 Texts are served in the order of their due time, the earlier of their deadline and ``patience_s`` after their arrival:
-a near deadline jumps ahead, and no text waits forever behind others' deadlines. A batch is filled up to a token budget;
-a text that does not fit is passed over for shorter ones behind it, but keeps its place at the front of the queue.
+a near deadline jumps ahead, and no text waits forever behind others' deadlines. A batch is of one model, that of the
+text that is due first, and is filled up to a token budget; a text that does not fit is passed over for shorter ones
+behind it, but keeps its place at the front of the queue.
 """
 
 import heapq
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from embedmux.server.errors import Overloaded
 from embedmux.server.records import EngineJob, Sequence
 
+Entry = tuple[float, int, Sequence]  # due time, arrival, text
 LOOK_AHEAD = 64  # texts passed over while filling one batch
 
 
@@ -35,12 +37,12 @@ class Scheduler:
         self.max_queue_tokens = max_queue_tokens
         self.patience_s = patience_s
         self.queued_tokens = 0
-        self._heap: list[tuple[float, int, Sequence]] = []
+        self._heaps: dict[int, list[Entry]] = {}  # by model
         self._arrivals = itertools.count()
         self._queued_by_job: dict[int, int] = {}  # id(job) -> texts still queued
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return sum(map(len, self._heaps.values()))
 
     def add(self, sequences: Iterable[Sequence], *, tokens_per_second: float) -> None:
         """Queues the texts of one job, all or none; raises Overloaded with the time the queue needs to drain.
@@ -56,7 +58,8 @@ class Scheduler:
                 retry_after_s=min(10.0, max(0.02, self.queued_tokens / tokens_per_second)),
             )
         for sequence in sequences:
-            heapq.heappush(self._heap, (self._due(sequence), next(self._arrivals), sequence))
+            heap = self._heaps.setdefault(sequence.job.model, [])
+            heapq.heappush(heap, (self._due(sequence), next(self._arrivals), sequence))
         self.queued_tokens += num_tokens
         if sequences:
             self._queued_by_job[id(sequences[0].job)] = len(sequences)
@@ -65,9 +68,10 @@ class Scheduler:
         """Takes a job's texts out of the queue and returns them; those already in a batch are not affected."""
         if id(job) not in self._queued_by_job:
             return []
-        dropped = [entry[2] for entry in self._heap if entry[2].job is job]
-        self._heap = [entry for entry in self._heap if entry[2].job is not job]
-        heapq.heapify(self._heap)
+        heap = self._heaps[job.model]
+        dropped = [entry[2] for entry in heap if entry[2].job is job]
+        heap[:] = [entry for entry in heap if entry[2].job is not job]
+        heapq.heapify(heap)
         for sequence in dropped:
             self._leave(sequence)
         return dropped
@@ -76,10 +80,12 @@ class Scheduler:
         """The next batch at ``now`` (monotonic seconds); both lists are empty when nothing is queued."""
         batch: list[Sequence] = []
         expired: list[Sequence] = []
-        passed_over: list[tuple[float, int, Sequence]] = []
+        passed_over: list[Entry] = []
         num_tokens = 0
-        while self._heap and len(batch) < self.max_batch_texts and len(passed_over) < LOOK_AHEAD:
-            entry = heapq.heappop(self._heap)
+        # Arrival numbers are unique, so entries never compare their sequences.
+        heap = min((heap for heap in self._heaps.values() if heap), key=lambda heap: heap[0][:2], default=[])
+        while heap and len(batch) < self.max_batch_texts and len(passed_over) < LOOK_AHEAD:
+            entry = heapq.heappop(heap)
             sequence = entry[2]
             if sequence.deadline is not None and sequence.deadline <= now:
                 expired.append(sequence)
@@ -93,7 +99,7 @@ class Scheduler:
             if num_tokens >= self.max_batch_tokens:
                 break
         for entry in passed_over:
-            heapq.heappush(self._heap, entry)
+            heapq.heappush(heap, entry)
         return Plan(batch, expired)
 
     def _due(self, sequence: Sequence) -> float:

@@ -26,14 +26,14 @@ from embedmux.server.bridge.frames import (
     done_frame,
     error_to_json,
     json_frame,
+    unpack_output,
 )
 from embedmux.server.config import EngineConfig
 from embedmux.server.errors import EmbedmuxError, EngineFailure, ModelRejected
-from embedmux.server.records import Encoding, EngineJob, OutputSpec
+from embedmux.server.records import EngineJob
 from embedmux.server.runtime import Runtime
 
 logger = logging.getLogger(__name__)
-ENCODINGS = list(Encoding)
 RECEIVE_BYTES = 1 << 18
 
 
@@ -77,8 +77,8 @@ class EngineProcess:
                 logger.debug("the front closed the connection")
 
     def _submit(self, payload: bytes) -> None:
-        job_id, start, num_texts, num_tokens, dimensions, encoding, deadline = SUBMIT.unpack(payload)
-        output = OutputSpec(dimensions, ENCODINGS[encoding])
+        job_id, start, num_texts, num_tokens, model, deadline, *wanted = SUBMIT.unpack(payload)
+        output = unpack_output(*wanted)
         block = JobBlock(self._memory, start, num_texts, num_tokens, output)
         job = EngineJob(
             id=job_id,
@@ -88,6 +88,9 @@ class EngineProcess:
             output=output,
             deadline=None if math.isinf(deadline) else deadline,
             out=block.out,
+            shared=block.shared,
+            second=block.second,
+            model=model,
         )
         self._jobs[job_id] = job
         self._runtime.engine.submit(job, self._done)
@@ -101,7 +104,7 @@ class EngineProcess:
             if call["method"] == "load_adapter":
                 result: Any = asdict(self._runtime.load_adapter(**call["arguments"]))
             elif call["method"] == "unload_adapter":
-                self._runtime.registry.remove(**call["arguments"])
+                self._runtime.unload_adapter(**call["arguments"])
                 result = None
             else:
                 raise EngineFailure(f"the engine has no method {call['method']!r}")
@@ -133,12 +136,16 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         logger.exception("the model did not load")
-        failure = ModelRejected(f"model {config.model!r} did not load: {type(error).__name__}: {error}")
+        names = ", ".join(model.name for model in config.models)
+        failure = ModelRejected(f"{names} did not load: {type(error).__name__}: {error}")
         connection.sendall(json_frame(Kind.FAILED, error_to_json(failure)))
         sys.exit(1)
     process = EngineProcess(connection, memory, runtime)
-    adapters = [asdict(info) for info in runtime.registry.list()]
-    process.send(json_frame(Kind.READY, {"model": asdict(runtime.info), "adapters": adapters}))
+    facts = [
+        {"model": asdict(model.info), "adapters": [asdict(info) for info in model.registry.list()]}
+        for model in runtime.models
+    ]
+    process.send(json_frame(Kind.READY, facts))
     process.serve()
     connection.shutdown(socket.SHUT_RDWR)
 

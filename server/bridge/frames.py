@@ -15,18 +15,21 @@ import numpy as np
 
 from embedmux.server import errors
 from embedmux.server.errors import EmbedmuxError, EngineFailure, Overloaded
-from embedmux.server.records import EngineJob, OutputSpec
+from embedmux.server.records import EngineJob, Encoding, Output, OutputSpec
+
+ENCODINGS, OUTPUTS = list(Encoding), list(Output)
 
 HEADER = struct.Struct("<IB")
-# job id, block start, texts, tokens, dimensions, encoding (index in the enum), deadline (monotonic s, inf for none)
-SUBMIT = struct.Struct("<QQIIIBd")
+# job id, block start, texts, tokens, model, deadline (monotonic s, inf for none); then what is wanted: dimensions,
+# token dimensions, encoding (index in the enum), outputs (a bit for each member of the enum)
+SUBMIT = struct.Struct("<QQIIHdIIBB")
 JOB_ID = struct.Struct("<Q")
 
 
 class Kind(enum.IntEnum):
     """What a frame says; the comment is its payload."""
 
-    READY = 1  # engine -> front: JSON of model and adapters
+    READY = 1  # engine -> front: JSON of every model and its adapters
     FAILED = 2  # engine -> front: JSON error, then the engine exits
     SUBMIT = 3  # front -> engine
     CANCEL = 4  # front -> engine: job id
@@ -67,22 +70,37 @@ class FrameReader:
 
 
 class JobBlock:
-    """Where the parts of a job lie in its block: offsets, adapter handles, token ids, and room for the vectors."""
+    """Where the parts of a job lie in its block: offsets, adapter handles, shared prefixes, boundaries of pairs, token
+    ids, and room for the rows."""
 
     def __init__(self, memory: memoryview, start: int, num_texts: int, num_tokens: int, output: OutputSpec) -> None:
-        ints = 2 * num_texts + 1 + num_tokens
+        ints = 4 * num_texts + 1 + num_tokens
         self.out_start = start + 4 * ints
-        self.end = self.out_start + num_texts * output.encoding.row_bytes(output.dimensions)
+        self.end = self.out_start + output.total_bytes(num_texts, num_tokens)
         values = np.frombuffer(memory, dtype=np.int32, count=ints, offset=start)
         self.offsets = values[: num_texts + 1]
         self.adapters = values[num_texts + 1 : 2 * num_texts + 1]
-        self.token_ids = values[2 * num_texts + 1 :]
+        self.shared = values[2 * num_texts + 1 : 3 * num_texts + 1]
+        self.second = values[3 * num_texts + 1 : 4 * num_texts + 1]
+        self.token_ids = values[4 * num_texts + 1 :]
         self.out = memory[self.out_start : self.end]
 
     @staticmethod
     def size(num_texts: int, num_tokens: int, output: OutputSpec) -> int:
         """Bytes the block takes."""
-        return 4 * (2 * num_texts + 1 + num_tokens) + num_texts * output.encoding.row_bytes(output.dimensions)
+        return 4 * (4 * num_texts + 1 + num_tokens) + output.total_bytes(num_texts, num_tokens)
+
+
+def pack_output(output: OutputSpec) -> tuple[int, int, int, int]:
+    """The last four fields of SUBMIT."""
+    outputs = sum(1 << OUTPUTS.index(member) for member in output.outputs)
+    return output.dimensions, output.token_dimensions, ENCODINGS.index(output.encoding), outputs
+
+
+def unpack_output(dimensions: int, token_dimensions: int, encoding: int, outputs: int) -> OutputSpec:
+    """The inverse of pack_output."""
+    members = tuple(member for place, member in enumerate(OUTPUTS) if outputs >> place & 1)
+    return OutputSpec(dimensions, ENCODINGS[encoding], members, token_dimensions)
 
 
 def error_to_json(error: EmbedmuxError) -> dict[str, Any]:

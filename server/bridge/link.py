@@ -16,14 +16,15 @@ from embedmux.server.bridge.frames import (
     error_from_json,
     frame,
     json_frame,
+    pack_output,
     parse_done,
 )
+from embedmux.server.bridge.port import Answer
 from embedmux.server.errors import EmbedmuxError, Overloaded, Unavailable
 from embedmux.server.facts import AdapterInfo, ModelInfo
 from embedmux.server.free_list import FreeList
-from embedmux.server.records import Encoding, OutputSpec
+from embedmux.server.records import OutputSpec, Tokens
 
-ENCODING_INDEX = {encoding: index for index, encoding in enumerate(Encoding)}
 MEMORY_RETRY_S = 0.1
 
 
@@ -31,8 +32,8 @@ class EngineLink(asyncio.Protocol):
     """One connection to one engine process; it ends with that process and is never reused."""
 
     def __init__(self, memory: mmap.mmap) -> None:
-        self.model: ModelInfo | None = None
-        self.adapters: dict[str, AdapterInfo] = {}
+        self.models: list[ModelInfo] = []
+        self.adapters: list[dict[str, AdapterInfo]] = []  # by model
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._memory = memoryview(memory)
@@ -45,15 +46,15 @@ class EngineLink(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     async def embed(
-        self, tokens: list[list[int]], adapters: list[int], output: OutputSpec, deadline: float | None
-    ) -> tuple[bytes, dict[int, EmbedmuxError]]:
-        """Vectors of tokenised texts, row by row, and the errors of texts that have none (their rows are undefined).
+        self, model: int, tokens: list[Tokens], adapters: list[int], output: OutputSpec, deadline: float | None
+    ) -> Answer:
+        """Rows of tokenised texts, one after another, and the errors of texts that have none (their rows are undefined).
 
         Raises Overloaded when the shared memory is full, Unavailable when the engine process ends meanwhile. When the
         awaiting task is cancelled, texts not yet computing are dropped.
         """
         transport = self._connected()
-        num_tokens = sum(map(len, tokens))
+        num_tokens = sum(len(text.ids) for text in tokens)
         start = self._blocks.allocate(JobBlock.size(len(tokens), num_tokens, output))
         if start is None:
             raise Overloaded(
@@ -67,7 +68,7 @@ class EngineLink(asyncio.Protocol):
         done: asyncio.Future[dict[int, EmbedmuxError]] = asyncio.get_running_loop().create_future()
         self._jobs[job_id], self._starts[job_id] = done, start
         limit = math.inf if deadline is None else deadline
-        header = (job_id, start, len(tokens), num_tokens, output.dimensions, ENCODING_INDEX[output.encoding], limit)
+        header = (job_id, start, len(tokens), num_tokens, model, limit, *pack_output(output))
         transport.write(frame(Kind.SUBMIT, SUBMIT.pack(*header)))
         try:
             errors = await done
@@ -109,8 +110,8 @@ class EngineLink(asyncio.Protocol):
                 self._answer(json.loads(payload))
             elif kind is Kind.READY:
                 facts = json.loads(payload)
-                self.model = _model_info(facts["model"])
-                self.adapters = {info["id"]: adapter_info(info) for info in facts["adapters"]}
+                self.models = [model_info(each["model"]) for each in facts]
+                self.adapters = [{info["id"]: adapter_info(info) for info in each["adapters"]} for each in facts]
                 self.ready.set_result(None)
             elif kind is Kind.FAILED:
                 self.ready.set_exception(error_from_json(json.loads(payload)))
@@ -161,15 +162,20 @@ def adapter_info(value: dict[str, Any]) -> AdapterInfo:
     return AdapterInfo(**{**value, "calibrations": {int(k): v for k, v in value["calibrations"].items()}})
 
 
-def _model_info(value: dict[str, Any]) -> ModelInfo:
-    return ModelInfo(**{**value, "calibrations": {int(k): v for k, v in value["calibrations"].items()}})
+def model_info(value: dict[str, Any]) -> ModelInfo:
+    """ModelInfo from its JSON form, which has lists for tuples."""
+    calibrations = {int(size): found for size, found in value["calibrations"].items()}
+    tuples = {name: tuple(value[name]) for name in ("sizes", "outputs", "notes")}
+    return ModelInfo(**{**value, "calibrations": calibrations, **tuples})
 
 
-def _fill(block: JobBlock, tokens: list[list[int]], adapters: list[int]) -> None:
+def _fill(block: JobBlock, tokens: list[Tokens], adapters: list[int]) -> None:
     block.offsets[0] = 0
     position = 0
-    for index, ids in enumerate(tokens):
-        block.token_ids[position : position + len(ids)] = ids
-        position += len(ids)
+    for index, text in enumerate(tokens):
+        block.token_ids[position : position + len(text.ids)] = text.ids
+        position += len(text.ids)
         block.offsets[index + 1] = position
     block.adapters[:] = adapters
+    block.shared[:] = [text.shared for text in tokens]
+    block.second[:] = [text.second for text in tokens]

@@ -5,43 +5,56 @@ import itertools
 
 import numpy as np
 
+from embedmux.server.bridge.port import Answer, ModelPort
 from embedmux.server.config import EngineConfig
-from embedmux.server.errors import EmbedmuxError
 from embedmux.server.facts import AdapterInfo, ModelInfo
-from embedmux.server.records import EngineJob, OutputSpec
+from embedmux.server.records import EngineJob, OutputSpec, Tokens
 from embedmux.server.runtime import Runtime
 
 
 class LocalEngine:
-    """An EnginePort without a process border; torch is loaded here."""
+    """All models of an engine without a process border; torch is loaded here."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.runtime = Runtime(config)
-        self.adapters: dict[str, AdapterInfo] = {}
+        self._adapters: list[dict[str, AdapterInfo]] = [{} for _ in config.models]
         self._ids = itertools.count(1)
-        self._refresh()
+        for model in range(len(config.models)):
+            self._refresh(model)
 
     @property
-    def model(self) -> ModelInfo:
-        """Facts of the loaded model."""
-        return self.runtime.info
+    def models(self) -> list[ModelInfo]:
+        """Facts of the loaded models."""
+        return [model.info for model in self.runtime.models]
+
+    def adapters_of(self, model: int) -> dict[str, AdapterInfo]:
+        """A model's adapters in service by id; a new dict after every change."""
+        return self._adapters[model]
+
+    def port(self, model: int = 0) -> ModelPort:
+        """One of the models as if it were alone."""
+        return ModelPort(self, model)
 
     async def embed(
-        self, tokens: list[list[int]], adapters: list[int], output: OutputSpec, deadline: float | None
-    ) -> tuple[bytes, dict[int, EmbedmuxError]]:
+        self, model: int, tokens: list[Tokens], adapters: list[int], output: OutputSpec, deadline: float | None
+    ) -> Answer:
         """See EngineLink.embed."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int32)
-        out = bytearray(len(tokens) * output.encoding.row_bytes(output.dimensions))
+        ids = [text.ids for text in tokens]
+        offsets = np.cumsum([0, *map(len, ids)], dtype=np.int32)
+        out = bytearray(output.total_bytes(len(tokens), int(offsets[-1])))
         job = EngineJob(
             id=next(self._ids),
-            token_ids=np.fromiter(itertools.chain.from_iterable(tokens), dtype=np.int32, count=int(offsets[-1])),
+            token_ids=np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int32, count=int(offsets[-1])),
             offsets=offsets,
             adapters=np.array(adapters, dtype=np.int32),
             output=output,
             deadline=deadline,
             out=memoryview(out),
+            shared=np.array([text.shared for text in tokens], dtype=np.int32),
+            second=np.array([text.second for text in tokens], dtype=np.int32),
+            model=model,
         )
 
         def resolve() -> None:
@@ -59,20 +72,20 @@ class LocalEngine:
             raise
         return bytes(out), job.errors
 
-    async def load_adapter(self, path: str, adapter_id: str | None) -> AdapterInfo:
-        """Loads an adapter folder below the root."""
-        info = await asyncio.to_thread(self.runtime.load_adapter, path, adapter_id)
-        self._refresh()
+    async def load_adapter(self, model: int, path: str, adapter_id: str | None) -> AdapterInfo:
+        """Loads an adapter folder below a model's root."""
+        info = await asyncio.to_thread(self.runtime.load_adapter, model, path, adapter_id)
+        self._refresh(model)
         return info
 
-    async def unload_adapter(self, adapter_id: str) -> None:
+    async def unload_adapter(self, model: int, adapter_id: str) -> None:
         """Takes an adapter out of service."""
-        await asyncio.to_thread(self.runtime.registry.remove, adapter_id)
-        self._refresh()
+        await asyncio.to_thread(self.runtime.unload_adapter, model, adapter_id)
+        self._refresh(model)
 
     def close(self) -> None:
         """Answers what is queued and ends the engine's thread."""
         self.runtime.engine.close()
 
-    def _refresh(self) -> None:
-        self.adapters = {info.id: info for info in self.runtime.registry.list()}
+    def _refresh(self, model: int) -> None:
+        self._adapters[model] = {info.id: info for info in self.runtime.models[model].registry.list()}

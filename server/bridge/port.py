@@ -1,14 +1,18 @@
-"""What the rest of the server needs of an engine, wherever it runs."""
+"""What the rest of the server needs of an engine, wherever it runs; and one of its models as if it were alone."""
+
+from __future__ import annotations
 
 from typing import Protocol
 
 from embedmux.server.errors import EmbedmuxError
 from embedmux.server.facts import AdapterInfo, ModelInfo
-from embedmux.server.records import OutputSpec
+from embedmux.server.records import OutputSpec, Tokens
+
+Answer = tuple[bytes, dict[int, EmbedmuxError]]
 
 
 class EnginePort(Protocol):
-    """The engine across the process border (Supervisor) or in this process (LocalEngine)."""
+    """One model of an engine."""
 
     @property
     def model(self) -> ModelInfo:
@@ -19,12 +23,66 @@ class EnginePort(Protocol):
         """Adapters in service by id; a new dict after every change."""
 
     async def embed(
-        self, tokens: list[list[int]], adapters: list[int], output: OutputSpec, deadline: float | None
-    ) -> tuple[bytes, dict[int, EmbedmuxError]]:
-        """Vectors of tokenised texts row by row, and the errors of texts that have none."""
+        self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, deadline: float | None
+    ) -> Answer:
+        """Rows of tokenised texts one after another (``OutputSpec``), and the errors of texts that have none."""
 
     async def load_adapter(self, path: str, adapter_id: str | None) -> AdapterInfo:
-        """Loads an adapter folder below the root."""
+        """Loads an adapter folder below the model's root."""
 
     async def unload_adapter(self, adapter_id: str) -> None:
         """Takes an adapter out of service."""
+
+
+class Engines(Protocol):
+    """All models of an engine, by their place: across the process border (Supervisor) or in this process."""
+
+    @property
+    def models(self) -> list[ModelInfo]:
+        """Facts of the loaded models."""
+
+    def adapters_of(self, model: int) -> dict[str, AdapterInfo]:
+        """A model's adapters in service by id; a new dict after every change."""
+
+    async def embed(
+        self, model: int, tokens: list[Tokens], adapters: list[int], output: OutputSpec, deadline: float | None
+    ) -> Answer:
+        """See EnginePort."""
+
+    async def load_adapter(self, model: int, path: str, adapter_id: str | None) -> AdapterInfo:
+        """See EnginePort."""
+
+    async def unload_adapter(self, model: int, adapter_id: str) -> None:
+        """See EnginePort."""
+
+
+class ModelPort:
+    """An EnginePort onto one model."""
+
+    def __init__(self, engines: Engines, place: int) -> None:
+        self._engines = engines
+        self._place = place
+
+    @property
+    def model(self) -> ModelInfo:
+        """See EnginePort."""
+        return self._engines.models[self._place]
+
+    @property
+    def adapters(self) -> dict[str, AdapterInfo]:
+        """See EnginePort."""
+        return self._engines.adapters_of(self._place)
+
+    async def embed(
+        self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, deadline: float | None
+    ) -> Answer:
+        """See EnginePort."""
+        return await self._engines.embed(self._place, tokens, adapters, output, deadline)
+
+    async def load_adapter(self, path: str, adapter_id: str | None) -> AdapterInfo:
+        """See EnginePort."""
+        return await self._engines.load_adapter(self._place, path, adapter_id)
+
+    async def unload_adapter(self, adapter_id: str) -> None:
+        """See EnginePort."""
+        await self._engines.unload_adapter(self._place, adapter_id)

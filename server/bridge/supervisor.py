@@ -14,10 +14,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from embedmux.server.bridge.link import EngineLink, adapter_info
+from embedmux.server.bridge.port import Answer
 from embedmux.server.config import EngineConfig
 from embedmux.server.errors import AdapterRejected, EmbedmuxError, Overloaded, Unavailable
 from embedmux.server.facts import AdapterInfo, ModelInfo
-from embedmux.server.records import OutputSpec
+from embedmux.server.records import OutputSpec, Tokens
 
 logger = logging.getLogger(__name__)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
@@ -40,54 +41,56 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._closing = False
-        self._in_service: dict[str, tuple[str, str]] = {}  # adapter id -> (path below the root, digest)
+        # (place of the model, adapter id) -> (path below the model's root, digest)
+        self._in_service: dict[tuple[int, str], tuple[str, str]] = {}
 
     async def start(self) -> None:
         """Starts the engine and waits until it is ready; raises its error if the model cannot be served."""
         self._link = await self._launch(self._config)
-        self._in_service = {info.id: (info.id, info.digest) for info in self._link.adapters.values()}
+        self._in_service = {
+            (model, info.id): (info.id, info.digest)
+            for model, adapters in enumerate(self._link.adapters)
+            for info in adapters.values()
+        }
         self._watcher = asyncio.create_task(self._watch(), name="embedmux-supervisor")
         self._on_change(True)
 
     @property
-    def model(self) -> ModelInfo:
-        """Facts of the loaded model."""
-        model = self._ready_link().model
-        assert model is not None
-        return model
+    def models(self) -> list[ModelInfo]:
+        """Facts of the loaded models."""
+        return self._ready_link().models
 
-    @property
-    def adapters(self) -> dict[str, AdapterInfo]:
-        """Adapters in service by id; a new dict after every change."""
-        return self._ready_link().adapters
+    def adapters_of(self, model: int) -> dict[str, AdapterInfo]:
+        """A model's adapters in service by id; a new dict after every change."""
+        return self._ready_link().adapters[model]
 
     async def embed(
-        self, tokens: list[list[int]], adapters: list[int], output: OutputSpec, deadline: float | None
-    ) -> tuple[bytes, dict[int, EmbedmuxError]]:
+        self, model: int, tokens: list[Tokens], adapters: list[int], output: OutputSpec, deadline: float | None
+    ) -> Answer:
         """See EngineLink.embed."""
-        return await self._ready_link().embed(tokens, adapters, output, deadline)
+        return await self._ready_link().embed(model, tokens, adapters, output, deadline)
 
-    async def load_adapter(self, path: str, adapter_id: str | None) -> AdapterInfo:
-        """Loads an adapter folder below the root; it stays loaded over restarts of the engine process."""
+    async def load_adapter(self, model: int, path: str, adapter_id: str | None) -> AdapterInfo:
+        """Loads an adapter folder below a model's root; it stays loaded over restarts of the engine process."""
         # Shielded: what the engine has done must be known here, even if the caller does not wait for it.
-        return await asyncio.shield(asyncio.ensure_future(self._load(path, adapter_id)))
+        return await asyncio.shield(asyncio.ensure_future(self._load(model, path, adapter_id)))
 
-    async def unload_adapter(self, adapter_id: str) -> None:
+    async def unload_adapter(self, model: int, adapter_id: str) -> None:
         """Takes an adapter out of service."""
-        await asyncio.shield(asyncio.ensure_future(self._unload(adapter_id)))
+        await asyncio.shield(asyncio.ensure_future(self._unload(model, adapter_id)))
 
-    async def _load(self, path: str, adapter_id: str | None) -> AdapterInfo:
+    async def _load(self, model: int, path: str, adapter_id: str | None) -> AdapterInfo:
         link = self._ready_link()
-        info = adapter_info(await link.call("load_adapter", path=path, adapter_id=adapter_id))
-        link.adapters = {**link.adapters, info.id: info}
-        self._in_service[info.id] = (path, info.digest)
+        info = adapter_info(await link.call("load_adapter", model=model, path=path, adapter_id=adapter_id))
+        link.adapters[model] = {**link.adapters[model], info.id: info}
+        self._in_service[model, info.id] = (path, info.digest)
         return info
 
-    async def _unload(self, adapter_id: str) -> None:
+    async def _unload(self, model: int, adapter_id: str) -> None:
         link = self._ready_link()
-        await link.call("unload_adapter", adapter_id=adapter_id)
-        link.adapters = {name: info for name, info in link.adapters.items() if name != adapter_id}
-        self._in_service.pop(adapter_id, None)
+        await link.call("unload_adapter", model=model, adapter_id=adapter_id)
+        link.adapters[model] = {name: info for name, info in link.adapters[model].items() if name != adapter_id}
+        self._in_service.pop((model, adapter_id), None)
 
     async def close(self, timeout_s: float) -> bool:
         """Lets the engine answer what it holds, then ends it; kills it after ``timeout_s``. True if it ended itself."""
@@ -143,15 +146,15 @@ class Supervisor:
 
     async def _restore(self, link: EngineLink) -> None:
         """Brings a fresh engine's adapters to exactly what was in service before, or leaves one out and says so."""
-        for adapter_id, (path, digest) in list(self._in_service.items()):
+        for (model, adapter_id), (path, digest) in list(self._in_service.items()):
             try:
-                info = adapter_info(await link.call("load_adapter", path=path, adapter_id=adapter_id))
+                info = adapter_info(await link.call("load_adapter", model=model, path=path, adapter_id=adapter_id))
                 if info.digest != digest:
-                    await link.call("unload_adapter", adapter_id=adapter_id)
+                    await link.call("unload_adapter", model=model, adapter_id=adapter_id)
                     raise AdapterRejected(f"its folder now holds other weights ({info.digest[:12]}, not {digest[:12]})")
-                link.adapters[info.id] = info
+                link.adapters[model][info.id] = info
             except (AdapterRejected, Overloaded) as error:
-                del self._in_service[adapter_id]
+                del self._in_service[model, adapter_id]
                 logger.error("adapter %r is out of service since the restart: %s", adapter_id, error)
 
     async def _launch(self, config: EngineConfig) -> EngineLink:

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from embedmux.server.adapters.directory import read_adapter
-from embedmux.server.backbones.spec import load_spec
+from embedmux.server.backbones.check import model_targets
 from embedmux.server.cli import console
 from embedmux.server.errors import AdapterRejected, InvalidRequest
 from embedmux.server.models import find_model
@@ -32,7 +32,7 @@ def check(folder: Path, *, model: str = "minilm") -> int:
     model
         The model the adapters are for: a packaged model, a local directory or a hub id.
     """
-    targets = load_spec(find_model(model)).targets
+    targets = model_targets(find_model(model))
     screen = console.output()
     num_refused = 0
     for path in adapter_folders(folder):

@@ -10,12 +10,13 @@ from rich.table import Table
 
 from embedmux.kernels import aot, gpus, ops
 from embedmux.server.backbones.dry_run import forward_calls
-from embedmux.server.backbones.spec import load_spec
 from embedmux.server.batching.graphs import bucket_shapes
+from embedmux.server.checkpoint.read import read_contract
 from embedmux.server.cli import console
 from embedmux.server.config import DTYPES, EngineConfig
 from embedmux.server.models import find_model
 from embedmux.server.outputs import encode_all_kinds
+from embedmux.server.packed import TokenStates
 
 EVERY_TARGET = "all"
 IN_BACKBONES = {"lora_matmul", "attention", "add_layer_norm", "pre_norm", "rope", "gated_activation"}
@@ -50,10 +51,11 @@ def model_calls(folder: Path, dtype: torch.dtype) -> list[aot.Call]:
     buckets = bucket_shapes(engine.max_batch_tokens, engine.max_batch_texts, engine.max_adapters + 1)
     sizes = {(texts, segments): (tokens, texts, segments) for tokens, texts, segments in buckets}
     calls: list[aot.Call] = forward_calls(folder, dtype, sizes.values())
-    spec = load_spec(folder)
-    states = torch.empty(1, spec.hidden_size, dtype=dtype, device="meta")
+    contract = read_contract(folder)
+    states = torch.empty(1, contract.dimensions, dtype=dtype, device="meta")
+    offsets = torch.empty(2, dtype=torch.int32, device="meta")
     with aot.Recorder() as recorder:
-        encode_all_kinds(states, torch.empty(2, dtype=torch.int32, device="meta"), spec.pooling)
+        encode_all_kinds(TokenStates(states, offsets), contract.pooling)
     calls += recorder.calls
     return calls + aot.case_calls(op for op in ops.ALL if op.name not in IN_BACKBONES)
 

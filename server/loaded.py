@@ -1,0 +1,186 @@
+"""One model in the engine: its folder's contract, weights, heads and adapters, and how a batch of its texts runs."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from embedmux.kernels import ops
+from embedmux.server.adapters.arena import AdapterArena
+from embedmux.server.adapters.directory import list_adapter_folders, read_adapter, read_calibrations
+from embedmux.server.adapters.registry import AdapterRegistry
+from embedmux.server.backbones import find_family
+from embedmux.server.backbones.shape import targets_of
+from embedmux.server.backbones.weights import Checkpoint
+from embedmux.server.batching.graphs import GraphedBackbone
+from embedmux.server.batching.pack import Packing, pack, piece_of, to_device
+from embedmux.server.batching.prefixes import PrefixCache, make_pool
+from embedmux.server.checkpoint.folder import ModelFolder
+from embedmux.server.checkpoint.read import read_contract
+from embedmux.server.config import EngineConfig, ModelConfig
+from embedmux.server.contract import Contract, ScoreKind
+from embedmux.server.errors import AdapterRejected, EngineFailure, ModelRejected
+from embedmux.server.facts import AdapterInfo, ModelInfo
+from embedmux.server.heads.build import Heads, build_heads
+from embedmux.server.models import find_model
+from embedmux.server.outputs import encode_all_kinds, encode_rows
+from embedmux.server.packed import LowRankTables, TokenStates
+from embedmux.server.records import Calibration, Output, Pooling, Sequence
+
+logger = logging.getLogger(__name__)
+
+BASE_FOLDER = "base"  # below the adapter root: what belongs to the bare model, such as its calibration
+
+
+class LoadedModel:
+    """Loads a model and its adapters; ``compute`` is called by the device thread alone."""
+
+    def __init__(self, model: ModelConfig, config: EngineConfig) -> None:
+        self.folder = find_model(model.source)
+        self.contract = contract = read_contract(self.folder)
+        self.device = torch.device(config.device)
+        self.dtype: torch.dtype = getattr(torch, config.dtype)
+        self._max_rank = config.max_adapter_rank
+        self.adapter_root = model.adapters or contract.adapters
+        family = find_family(contract.architecture)
+        shape = family.read_shape(ModelFolder(self.folder).config())
+        self.targets = targets_of(shape.linears)
+        arena = AdapterArena(
+            shape.linears,
+            max_slots=config.max_adapters,
+            max_bytes=config.max_adapter_bytes,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        checkpoint = Checkpoint(self.folder, prefixes=family.PREFIXES, device=self.device)
+        low_rank = LowRankTables(arena.data, arena.tables)
+        self.backbone = family.Backbone(shape, checkpoint, low_rank=low_rank, dtype=self.dtype)
+        self.heads: Heads = build_heads(contract, checkpoint, shape.hidden_size, self.backbone.words)
+        checkpoint.finish(family.is_unused)
+        self._packing, self._prefixes = Packing(_pooled(contract)), None
+        if shape.is_causal and config.max_prefix_tokens:
+            pool = make_pool(
+                num_layers=shape.num_layers, num_rows=config.max_prefix_tokens, num_kv_heads=shape.num_kv_heads,
+                head_size=shape.head_size, dtype=self.dtype, device=self.device,
+            )  # fmt: skip
+            self._packing, self._prefixes = Packing(_pooled(contract), pool), PrefixCache(config.max_prefix_tokens)
+        self._graphs = self._capture(config, shape.hidden_size) if self.device.type == "cuda" else None
+        calibrations = self._base_calibrations()
+        self.registry = AdapterRegistry(arena, calibrations)
+        if config.loads_adapters:
+            self._load_all()
+        self.info = self._describe(model.name, checkpoint.digest(), calibrations, config)
+
+    def load_adapter(self, path: str, adapter_id: str | None) -> AdapterInfo:
+        """Reads, checks and places an adapter folder below the adapter root; raises AdapterRejected."""
+        root = self.adapter_root
+        if root is None:
+            raise AdapterRejected(f"adapter {path!r}: the server has no adapter root; start it with --adapters DIR")
+        adapter = read_adapter(
+            root / Path(path), self.targets, root=root, adapter_id=adapter_id, max_rank=self._max_rank
+        )
+        return self.registry.add(replace(adapter, calibrations=self._on_device(adapter.calibrations)))
+
+    @torch.inference_mode()
+    def compute(self, sequences: list[Sequence]) -> list[bytes | EngineFailure]:
+        """Sequences in batch order -> one row of bytes, or its own error, each."""
+        specs = []
+        for sequence in sequences:
+            output, handle = sequence.job.output, int(sequence.job.adapters[sequence.index])
+            calibrated = output.encoding.is_calibrated
+            specs.append((output, self.registry.calibration(handle, output.dimensions) if calibrated else None))
+        wholes = [piece_of(sequence) for sequence in sequences]
+        if self._prefixes is None:
+            pieces, places = wholes, list(range(len(wholes)))
+        else:
+            pieces, places = self._prefixes.split(sequences)
+        try:
+            layout = pack(pieces, self._packing)
+            if self._graphs is not None:
+                states, _ = self._graphs(layout)
+            else:
+                states = self.backbone(to_device(layout, self._packing, self.device))
+            token_ids = [piece.token_ids for piece in wholes]
+            rows = encode_rows(states, places, token_ids, specs, self.contract.pooling, self.heads)
+        except Exception:
+            if self._prefixes is not None:
+                self._prefixes.clear()
+            raise
+        return [row if isinstance(row, EngineFailure) else row.tobytes() for row in rows]
+
+    def _load_all(self) -> None:
+        """Every adapter below the root; those the checkpoint promises must be among them."""
+        if self.adapter_root is not None:
+            for folder in list_adapter_folders(self.adapter_root):
+                self.load_adapter(str(folder.relative_to(self.adapter_root)), None)
+        missing = set(self.contract.tasks) - {info.task or info.id for info in self.registry.list()}
+        if missing:
+            raise ModelRejected(
+                f"model {self.folder.name!r} names the tasks {', '.join(self.contract.tasks)}, but has no adapter for "
+                f"{', '.join(sorted(missing))}; copy the folder with its adapters"
+            )
+
+    def _base_calibrations(self) -> dict[int, Calibration]:
+        if self.adapter_root is None:
+            return {}
+        path = self.adapter_root / BASE_FOLDER / "calibration.safetensors"
+        return self._on_device(read_calibrations(path, BASE_FOLDER, root=self.adapter_root))
+
+    def _on_device(self, calibrations: dict[int, Calibration]) -> dict[int, Calibration]:
+        return {
+            size: replace(calibration, ranges=calibration.ranges.to(self.device))
+            for size, calibration in calibrations.items()
+        }
+
+    @torch.inference_mode()
+    def _capture(self, config: EngineConfig, hidden_size: int) -> GraphedBackbone:
+        graphs = GraphedBackbone(
+            self.backbone,
+            max_tokens=config.max_batch_tokens,
+            max_texts=config.max_batch_texts,
+            max_segments=config.max_adapters + 1,
+            device=self.device,
+            packing=self._packing,
+        )
+        # What follows the graph is compiled now too, not while the first request waits.
+        states = torch.zeros(1, hidden_size, dtype=self.dtype, device=self.device)
+        offsets = torch.tensor([0, 1], dtype=torch.int32, device=self.device)
+        encode_all_kinds(TokenStates(states, offsets), self.contract.pooling)
+        return graphs
+
+    def _describe(
+        self, name: str, digest: str, calibrations: dict[int, Calibration], config: EngineConfig
+    ) -> ModelInfo:
+        contract, score = self.contract, self.contract.score
+        return ModelInfo(
+            name=name,
+            digest=f"{digest}:{self.heads.digest}" if self.heads.digest else digest,
+            architecture=contract.architecture,
+            dimensions=contract.dimensions,
+            max_tokens=contract.max_tokens,
+            pooling=contract.pooling.value,
+            dtype=config.dtype,
+            device=config.device,
+            calibrations={size: found.id for size, found in calibrations.items()},
+            backends=ops.backends(config.device),
+            isa=ops.cpu_isa(),
+            family=contract.family,
+            kind="reranker" if score is not None else "embedder",
+            sizes=contract.sizes,
+            any_size_from=contract.any_size_from,
+            outputs=tuple(output.value for output in contract.outputs),
+            template=contract.template or "",
+            default_instruction=score.instruction if score is not None else contract.default_instruction,
+            activation=score.activation.value if score is not None else "",
+        )
+
+
+def _pooled(contract: Contract) -> Pooling | None:
+    """Which row of a text leaves the last layer; None where every token's state is wanted."""
+    is_listwise = contract.score is not None and contract.score.kind is ScoreKind.LISTWISE
+    if contract.pooling is Pooling.MEAN or is_listwise or {Output.SPARSE, Output.TOKENS} & set(contract.outputs):
+        return None
+    return contract.pooling
