@@ -5,10 +5,15 @@
 "overload 2"           the whole request is refused for overload that many times, with push-back, then served
 "slow 0.5"             the answer comes that many seconds later, or when the caller is gone
 anything else          a vector drawn from the hash of task, role and text; the space is the task's name
+
+Of its words, each has a row of token vectors, and each distinct one a sparse id with the number of its occurrences. A
+document is scored by the share of its words that the query has.
 """
 
 import hashlib
+import math
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent import futures
@@ -23,21 +28,33 @@ from embedmux.proto import (
     adapters_pb2_grpc,
     embed_pb2,
     embed_pb2_grpc,
+    rerank_pb2,
+    rerank_pb2_grpc,
     server_pb2,
     server_pb2_grpc,
     types_pb2,
 )
 
 DIMENSIONS = 12
+TOKEN_DIMENSIONS = 6
 PUSH_BACK_MS = 200
 MAX_TOKENS = 8
 
 
+SERVICERS = (
+    embed_pb2_grpc.EmbedderServicer,
+    rerank_pb2_grpc.RerankerServicer,
+    adapters_pb2_grpc.AdaptersServicer,
+    server_pb2_grpc.ServerServicer,
+)
+
+
 @dataclass
-class FakeServer(embed_pb2_grpc.EmbedderServicer, adapters_pb2_grpc.AdaptersServicer, server_pb2_grpc.ServerServicer):
+class FakeServer(*SERVICERS):
     """The servicers, and what they saw."""
 
     requests: list[embed_pb2.EmbedRequest] = field(default_factory=list)
+    rerank_requests: list[rerank_pb2.RerankRequest] = field(default_factory=list)
     refusals: Counter[str] = field(default_factory=Counter)
     max_under_way: int = 0
     under_way: int = 0
@@ -83,6 +100,30 @@ class FakeServer(embed_pb2_grpc.EmbedderServicer, adapters_pb2_grpc.AdaptersServ
             reply.texts.add(ids=range(len(words)), tokens=words, num_tokens_original=len(words), prompt="Query: ")
         return reply
 
+    def Rerank(self, request, context):
+        self.rerank_requests.append(request)
+        if request.query.startswith("refuse"):
+            context.abort(status(request.query.split()[1]), f"refused: {request.query}")
+        reply = rerank_pb2.RerankResponse(model=request.model or "judge", activation="sigmoid")
+        wanted = set(request.query.split())
+        for index, document in enumerate(request.documents):
+            words = document.split()
+            if words[:1] == ["fail"]:
+                reply.errors.add(index=index, code=status(words[1]).value[0], message=f"failed: {document}")
+                continue
+            logit = 4 * sum(word in wanted for word in words) / len(words) - 2
+            reply.results.add(
+                index=index,
+                logit=logit,
+                score=1 / (1 + math.exp(-logit)),
+                num_tokens=min(len(words), MAX_TOKENS),
+                num_tokens_original=len(words),
+                rendered=f"{request.instruction}|{request.query}|{document}" if request.echo else "",
+            )
+        reply.results.sort(key=lambda found: (-found.score, found.index))
+        del reply.results[request.top_n or len(reply.results) :]
+        return reply
+
     def Load(self, request, context):
         if "broken" in request.path:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"adapter {request.path!r}: target 'query' has rank 96")
@@ -105,9 +146,9 @@ class FakeServer(embed_pb2_grpc.EmbedderServicer, adapters_pb2_grpc.AdaptersServ
             )
             for name, query in (("retrieval", "Query: "), ("classification", "Document: "))
         ]
-        model = server_pb2.ModelInfo(name="fake", dimensions=DIMENSIONS, max_tokens=MAX_TOKENS, tasks=tasks)
+        limits = server_pb2.Limits(max_texts=256)
         return server_pb2.InfoResponse(
-            version="1.2.3", state="serving", models=[model], limits=server_pb2.Limits(max_texts=256)
+            version="1.2.3", state="serving", models=[fake_model(tasks), JUDGE], limits=limits
         )
 
     def wait_under_way(self, count: int) -> bool:
@@ -133,7 +174,8 @@ class FakeServer(embed_pb2_grpc.EmbedderServicer, adapters_pb2_grpc.AdaptersServ
 
     def reply(self, request: embed_pb2.EmbedRequest) -> embed_pb2.EmbedResponse:
         reply = embed_pb2.EmbedResponse(request_id=request.request_id)
-        reply.dimensions = request.dimensions or DIMENSIONS
+        outputs = set(request.outputs) or {types_pb2.OUTPUT_DENSE}
+        reply.dimensions = (request.dimensions or DIMENSIONS) if types_pb2.OUTPUT_DENSE in outputs else 0
         reply.encoding = request.encoding or types_pb2.ENCODING_FLOAT32
         rows = []
         spaces: list[str] = []
@@ -141,7 +183,21 @@ class FakeServer(embed_pb2_grpc.EmbedderServicer, adapters_pb2_grpc.AdaptersServ
             instruction = text.instruction if text.HasField("instruction") else request.instruction
             row = encode(vector(text.text, instruction, reply.dimensions), reply.encoding)
             words = text.text.split()
-            if words[:1] == ["fail"]:
+            is_bad = words[:1] == ["fail"]
+            served = [] if is_bad else words
+            if types_pb2.OUTPUT_SPARSE in outputs:
+                counts = Counter(map(word_id, served))
+                reply.sparse_lengths.append(len(counts))
+                reply.sparse_ids += np.array(list(counts), "<u4").tobytes()
+                reply.sparse_weights += np.array(list(counts.values()), "<f4").tobytes()
+            if types_pb2.OUTPUT_TOKENS in outputs:
+                reply.token_dimensions = TOKEN_DIMENSIONS
+                reply.token_rows.append(len(served))
+                rows_of = (vector(word, types_pb2.Instruction(), TOKEN_DIMENSIONS) for word in served)
+                reply.token_vectors += b"".join(encode(token, reply.encoding) for token in rows_of)
+            if request.echo:
+                reply.rendered.append("" if is_bad else f"{instruction.instruction}|{text.text}")
+            if is_bad:
                 reply.errors.add(index=index, code=status(words[1]).value[0], message=f"failed: {text.text}")
                 row = bytes(len(row))
             if instruction.task not in spaces:
@@ -155,6 +211,33 @@ class FakeServer(embed_pb2_grpc.EmbedderServicer, adapters_pb2_grpc.AdaptersServ
         reply.vectors = b"".join(rows)
         reply.row_bytes = len(rows[0])
         return reply
+
+
+def fake_model(tasks: list[server_pb2.TaskInfo]) -> server_pb2.ModelInfo:
+    return server_pb2.ModelInfo(
+        name="fake",
+        dimensions=DIMENSIONS,
+        max_tokens=MAX_TOKENS,
+        tasks=tasks,
+        family="fakes",
+        kind="embedder",
+        sizes=[DIMENSIONS, 4],
+        any_size_from=8,
+        outputs=[types_pb2.OUTPUT_DENSE, types_pb2.OUTPUT_SPARSE, types_pb2.OUTPUT_TOKENS],
+        template="Instruct: {instruction}\nQuery:",
+        default_instruction="find it",
+        notes=["answers by rule"],
+    )
+
+
+JUDGE = server_pb2.ModelInfo(
+    name="judge", family="judges", kind="reranker", max_tokens=MAX_TOKENS, activation="sigmoid"
+)
+
+
+def word_id(word: str) -> int:
+    """The token id of a word."""
+    return zlib.crc32(word.encode()) % 1000
 
 
 def status(code: int | str) -> grpc.StatusCode:
@@ -173,7 +256,7 @@ def vector(text: str, instruction: types_pb2.Instruction, dimensions: int) -> np
     key = f"{instruction.task}/{instruction.role}/{text}".encode()
     seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
     values = np.random.default_rng(seed).standard_normal(dimensions)
-    return (values / np.linalg.norm(values)).astype(np.float32)
+    return (values / max(np.linalg.norm(values), 1e-9)).astype(np.float32)
 
 
 def encode(row: np.ndarray, encoding: int) -> bytes:
@@ -196,6 +279,7 @@ def start() -> tuple[FakeServer, grpc.Server, str]:
     fake = FakeServer()
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
     embed_pb2_grpc.add_EmbedderServicer_to_server(fake, server)
+    rerank_pb2_grpc.add_RerankerServicer_to_server(fake, server)
     adapters_pb2_grpc.add_AdaptersServicer_to_server(fake, server)
     server_pb2_grpc.add_ServerServicer_to_server(fake, server)
     states = health.HealthServicer()

@@ -75,6 +75,12 @@ def test_codes_of_two_calibrations_are_refused_naming_both() -> None:
         sides[0].similarity(sides[1])
 
 
+def test_embeddings_without_dense_vectors_say_what_to_ask_for() -> None:
+    nothing = embeddings(np.zeros((2, 0), np.float32))
+    with pytest.raises(InvalidRequest, match='no dense vectors; name "dense" among their outputs'):
+        nothing.similarity(nothing)
+
+
 def test_two_encodings_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="cannot compare float32 with int8 vectors"):
         embeddings(np.ones((1, 4), np.float32)).similarity(embeddings(np.ones((1, 4), np.int8), Encoding.INT8))

@@ -43,6 +43,24 @@ def test_a_prompt_by_name_beats_the_prompt_of_the_call() -> None:
     assert not request.texts[0].instruction.HasField("prompt")
 
 
+def test_an_instruction_is_inherited_unless_the_text_names_a_prompt_of_its_own() -> None:
+    texts = [Text("a", role="query"), Text("b", instruction="find dogs"), Text("c", prompt_name="document")]
+    request = embed_request(texts, {"instruction": "find cats", "task": "retrieval"})
+    first, second, third = (text.instruction for text in request.texts)
+    assert first.instruction == request.instruction.instruction == "find cats"
+    assert second.instruction == "find dogs" and second.task == "retrieval"
+    assert third.prompt_name == "document" and not third.HasField("instruction")
+    assert not embed_request(["a"], {}).instruction.HasField("instruction")
+
+
+def test_outputs_are_sent_only_where_they_are_not_the_default() -> None:
+    assert list(embed_request(["a"], {}).outputs) == list(embed_request(["a"], {"outputs": ["dense"]}).outputs) == []
+    request = embed_request(["a"], {"outputs": ("dense", "tokens"), "force_dimensions": True, "echo": True})
+    assert list(request.outputs) == [types_pb2.OUTPUT_DENSE, types_pb2.OUTPUT_TOKENS]
+    assert request.force_dimensions and request.echo
+    assert list(embed_request(["a"], {"outputs": "sparse"}).outputs) == [types_pb2.OUTPUT_SPARSE]
+
+
 def test_an_empty_prompt_is_sent_as_no_prefix() -> None:
     assert embed_request(["a"], {"prompt": ""}).instruction.HasField("prompt")
     assert not embed_request(["a"], {}).instruction.HasField("prompt")
@@ -66,6 +84,8 @@ def test_one_text_is_a_list_of_one() -> None:
         ({"encoding": "float64"}, "encoding is 'float64', it must be one of float32, float16"),
         ({"truncate": "middle"}, "truncate is 'middle', it must be one of none, end, start"),
         ({"dimensions": -1}, "dimensions is -1, it must be at least 1"),
+        ({"outputs": []}, "outputs is empty; name at least one of dense, sparse, tokens"),
+        ({"outputs": ["dense", "score"]}, "outputs is 'score', it must be one of dense, sparse, tokens"),
     ],
 )
 def test_names_that_mean_nothing_are_refused_before_they_are_sent(options: EmbedOptions, message: str) -> None:
@@ -85,7 +105,7 @@ def test_something_that_is_no_text_is_refused() -> None:
         embed_request([b"a"], {})
 
 
-@pytest.mark.parametrize("name", ["text", "task", "prompt"])
+@pytest.mark.parametrize("name", ["text", "task", "prompt", "instruction"])
 def test_half_a_surrogate_pair_is_refused_by_name(name: str) -> None:
     fields = {"text": "fine", name: "ab\ud800"}
     with pytest.raises(InvalidRequest, match=rf"{name} holds '\\ud800' at character 2"):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from embedmux.client.errors import UnexpectedReply
+from embedmux.client.texts import EmbedOptions
 from embedmux.client.vectors import Embeddings, concatenate, decode
 from embedmux.proto import embed_pb2, types_pb2
 from embedmux.server.errors import NotFound, Overloaded
@@ -89,6 +90,30 @@ def test_the_first_failure_counts_the_others_and_keeps_its_push_back() -> None:
 def test_a_reply_that_contradicts_itself_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(UnexpectedReply):
         decode(reply(ROWS, "float32", **changes), 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ({"outputs": ["dense", "sparse"]}, {}),
+        ({"outputs": ["tokens"]}, {}),
+        ({"echo": True}, {}),
+        ({"echo": True}, {"rendered": ["a", "b"]}),
+        ({}, {"rendered": ["a", "b", "c"]}),
+        ({}, {"vectors": b"", "row_bytes": 0, "dimensions": 0}),
+    ],
+    ids=str,
+)
+def test_a_reply_without_what_was_asked_for_is_refused(options: EmbedOptions, changes: dict[str, object]) -> None:
+    with pytest.raises(UnexpectedReply):
+        decode(reply(ROWS, "float32", **changes), 3, options)
+
+
+def test_rendered_texts_stay_with_their_rows() -> None:
+    parts = [decode(reply(ROWS, "float32", rendered=list(names)), 3, {"echo": True}) for names in ("abc", "def")]
+    assert concatenate(parts).rendered == list("abcdef")
+    assert concatenate(parts)[[4, 0]].rendered == ["e", "a"]
+    assert decode(reply(ROWS, "float32"), 3)[[1]].rendered == []
 
 
 def test_an_encoding_this_client_does_not_know_is_refused() -> None:
