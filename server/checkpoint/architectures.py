@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from embedmux.server.checkpoint.folder import Config
 
+FLASH = "xlm-roberta-flash"  # our name for Jina's XLM-R code, whose configs name no model_type or that of XLM-R
+
 
 def _positions(config: Config) -> int:
     return config.integer("max_position_embeddings")
@@ -45,7 +47,22 @@ ARCHITECTURES = {
     "nomic_bert": Architecture("nomic_bert", _nomic_positions, code=("NomicBert",)),
     "gemma3_text": Architecture("gemma"),
     "jina_embeddings_v3": Architecture("jina_v3"),
+    FLASH: Architecture("jina_v3", _positions_behind_padding, code=("XLMRoberta",)),
 }
+
+
+def read_model_type(config: Config) -> str:
+    """model_type of config.json; raises ModelRejected for one that is not computed here."""
+    if any(name.startswith("XLMRobertaFlash") for name in own_classes(config)):
+        if config.get("position_embedding_type") != "rotary":
+            config.reject(
+                "position_embedding_type", "'rotary'; Jina's XLM-R code with learned positions is not computed"
+            )
+        return FLASH
+    found = config.string("model_type")
+    if found not in ARCHITECTURES or found == FLASH:
+        config.reject("model_type", f"one of {', '.join(sorted(set(ARCHITECTURES) - {FLASH}))}")
+    return found
 
 
 def hidden_size(config: Config) -> int:
@@ -53,9 +70,8 @@ def hidden_size(config: Config) -> int:
     return config.integer("n_embd") if config.get("n_embd") else config.integer("hidden_size")
 
 
-def foreign_code(config: Config, allowed: tuple[str, ...]) -> list[str]:
-    """The classes that auto_map names and that are not the published code of a model type computed here."""
+def own_classes(config: Config) -> list[str]:
+    """The classes that auto_map names: code that the checkpoint brings along or fetches."""
     named = config.section("auto_map").values.values()
     paths = [path for entry in named for path in (entry if isinstance(entry, list) else [entry])]
-    classes = {str(path).rpartition(".")[2] for path in paths if path is not None}
-    return sorted(name for name in classes if not name.startswith(allowed or ("\0",)))
+    return sorted({str(path).rpartition(".")[2] for path in paths if path is not None})

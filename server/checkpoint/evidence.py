@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from embedmux.server.checkpoint.architectures import read_model_type
 from embedmux.server.checkpoint.folder import Config, ModelFolder
 from embedmux.server.checkpoint.modules import Modules, read_modules
 from embedmux.server.checkpoint.names import Hint, find_hint, read_hints
@@ -18,6 +19,9 @@ class Evidence:
     folder: ModelFolder
     config: Config
     model_type: str
+    settings: Config  # config_sentence_transformers.json
+    sentences: Config  # sentence_bert_config.json
+    tokenizer: Config  # tokenizer_config.json
     modules: Modules
     prompts: Prompts
     hints: tuple[Hint, ...]
@@ -37,25 +41,26 @@ def gather(folder: ModelFolder) -> Evidence:
     config = folder.config()
     if not folder.has("tokenizer.json"):
         folder.reject("tokenizer.json is missing; save its fast tokenizer beside the weights")
-    model_type = config.string("model_type")
+    settings = folder.config("config_sentence_transformers.json", optional=True)
     return Evidence(
         folder,
         config,
-        model_type,
+        read_model_type(config),
+        settings,
+        folder.config("sentence_bert_config.json", optional=True),
+        folder.config("tokenizer_config.json", optional=True),
         read_modules(folder),
-        read_prompts(folder),
+        _prompts(settings),
         read_hints(folder, config),
         TokenIds(folder),
     )
 
 
-def read_prompts(folder: ModelFolder) -> Prompts:
-    """The prompts in config_sentence_transformers.json."""
-    config = folder.config("config_sentence_transformers.json", optional=True)
-    prompts = config.section("prompts").values
+def _prompts(settings: Config) -> Prompts:
+    prompts = settings.section("prompts").values
     if not all(isinstance(text, str) for text in prompts.values()):
-        config.reject("prompts", "names to texts")
-    default = config.string("default_prompt_name", "") or None
+        settings.reject("prompts", "names to texts")
+    default = settings.string("default_prompt_name", "") or None
     if default is not None and default not in prompts:
-        config.reject("default_prompt_name", f"one of {sorted(prompts)}")
+        settings.reject("default_prompt_name", f"one of {sorted(prompts)}")
     return Prompts(dict(prompts), default)

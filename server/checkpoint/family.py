@@ -44,6 +44,6 @@ class Family:
     beginning: str | None = None  # tokens every text must have
     ending: str | None = None
     custom: tuple[str, ...] = ()  # classes of modules.json that the checkpoint brings and this version computes
-    code: tuple[str, ...] = ()  # likewise classes of auto_map
+    code: tuple[str, ...] = ()  # likewise how classes of auto_map may start, beside those of its architecture
     complete: Callable[[Evidence, Contract], Contract] = _unchanged
     refusal: str | None = None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from embedmux.server.checkpoint.folder import Config, ModelFolder
 from embedmux.server.records import Pooling
 
 POOLINGS = {"mean": Pooling.MEAN, "cls": Pooling.CLS, "lasttoken": Pooling.LAST}
 FLAG_NAMES = {"cls_token": "cls", "mean_tokens": "mean"}  # pooling_mode_X: true, and the mode's name now
-ACTIVATIONS = ("torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Tanh")
+IDENTITY = "torch.nn.modules.linear.Identity"
 ROOMS = ("sentence_transformers.", "pylate.")
 
 
@@ -22,17 +23,18 @@ class Dense:
     out_features: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Modules:
-    """What modules.json lists. ``pooling`` None where it lists none; ``custom`` are classes of the checkpoint's own."""
+    """What modules.json lists. ``custom`` are classes of the checkpoint's own; the configs are None where none is."""
 
     is_listed: bool = False
     pooling: Pooling | None = None
-    dense: tuple[Dense, ...] = ()
+    includes_prompt: bool = True
+    dense: list[Dense] = field(default_factory=list)
     normalizes: bool = False
-    custom: tuple[str, ...] = ()
-    scores: Config | None = None  # the config of a LogitScore module
-    masks: Config | None = None  # the config of a MultiVectorMask module
+    custom: list[str] = field(default_factory=list)
+    scores: Config | None = None  # of a LogitScore module
+    masks: Config | None = None  # of a MultiVectorMask module
 
 
 def read_modules(folder: ModelFolder) -> Modules:
@@ -40,41 +42,33 @@ def read_modules(folder: ModelFolder) -> Modules:
 
     Raises ModelRejected, naming the module, for one that is not computed here; ``custom`` is the caller's to judge.
     """
-    pooling: Pooling | None = None
-    dense: list[Dense] = []
-    custom: list[str] = []
-    normalizes = False
-    scores: Config | None = None
-    masks: Config | None = None
-    for entry in _entries(folder):
-        kind, path = entry
+    found = Modules(is_listed=folder.has("modules.json"))
+    for kind, path in _entries(folder):
         name = kind.rpartition(".")[2]
         if not kind.startswith(ROOMS):
-            custom.append(kind)
+            found.custom.append(kind)
         elif name == "Pooling":
-            pooling = _pooling(folder.config(f"{path}/config.json"))
+            _add_pooling(found, folder.config(f"{path}/config.json"))
         elif name == "Dense":
-            dense.append(_dense(folder, path))
+            found.dense.append(_dense(folder, path))
         elif name == "Normalize":
-            normalizes = True
+            found.normalizes = True
         elif name == "LogitScore":
-            scores = folder.config(f"{path}/config.json")
+            found.scores = folder.config(f"{path}/config.json")
         elif name == "MultiVectorMask":
-            masks = folder.config(f"{path}/config.json")
+            found.masks = folder.config(f"{path}/config.json")
         elif name != "Transformer":
             folder.reject(f"modules.json: module {kind} is not computed by this version")
-    # Older folders have 1_Pooling and no modules.json.
-    if pooling is None and not folder.has("modules.json") and folder.has("1_Pooling/config.json"):
-        pooling = _pooling(folder.config("1_Pooling/config.json"))
-    return Modules(folder.has("modules.json"), pooling, tuple(dense), normalizes, tuple(custom), scores, masks)
+    if not found.is_listed and folder.has("1_Pooling/config.json"):  # as the oldest folders have it
+        _add_pooling(found, folder.config("1_Pooling/config.json"))
+    return found
 
 
 def _entries(folder: ModelFolder) -> list[tuple[str, str]]:
     """(class, sub-folder) of every module in the order they run."""
     found: list[tuple[str, str]] = []
     for entry in folder.array("modules.json", optional=True):
-        kind = entry.get("type") if isinstance(entry, dict) else None
-        path = entry.get("path", "") if isinstance(entry, dict) else None
+        kind, path = (entry.get("type"), entry.get("path", "")) if isinstance(entry, dict) else (None, None)
         if not isinstance(kind, str) or not isinstance(path, str):
             folder.reject(f"modules.json: {entry!r} must be an object with type and path")
         if path.startswith("/") or ".." in path.split("/"):
@@ -83,28 +77,28 @@ def _entries(folder: ModelFolder) -> list[tuple[str, str]]:
     return found
 
 
-def _pooling(config: Config) -> Pooling:
+def _add_pooling(modules: Modules, config: Config) -> None:
     """The one pooling mode, in the old form (flags) and the new one (a name)."""
-    named = config.get("pooling_mode")
-    if named is None:
-        flags = [key.removeprefix("pooling_mode_") for key, is_on in config.values.items() if is_on is True]
-        flags = [flag for flag in flags if f"pooling_mode_{flag}" in config.values]
+    if config.get("pooling_mode") is None:
+        flags = [key.removeprefix("pooling_mode_") for key, on in config.values.items() if _is_active(key, on)]
         modes = [FLAG_NAMES.get(flag, flag) for flag in flags] or ["mean"]
+    elif isinstance(config.get("pooling_mode"), str):
+        modes = [config.string("pooling_mode")]
     else:
-        modes = [named] if isinstance(named, str) else list(config.strings("pooling_mode"))
+        modes = list(config.strings("pooling_mode"))
     if len(modes) != 1 or modes[0] not in POOLINGS:
         config.folder.reject(f"{config.file}: pooling {modes} must be one of {sorted(POOLINGS)}")
-    if not config.flag("include_prompt", True):
-        config.folder.reject(
-            f"{config.file}: include_prompt is false: the prompt's tokens would have to be left out of the pooling, "
-            "which this version does not do"
-        )
-    return POOLINGS[modes[0]]
+    modules.pooling = POOLINGS[modes[0]]
+    modules.includes_prompt = config.flag("include_prompt", True)
+
+
+def _is_active(key: str, value: Any) -> bool:
+    return key.startswith("pooling_mode_") and value is True
 
 
 def _dense(folder: ModelFolder, path: str) -> Dense:
     config = folder.config(f"{path}/config.json")
-    config.require("activation_function", *ACTIVATIONS)
+    config.require("activation_function", IDENTITY)
     config.require("use_residual", False)
     if not folder.has(f"{path}/model.safetensors"):
         folder.reject(f"{path}/model.safetensors is missing; other formats are not read (no pickle)")

@@ -22,9 +22,9 @@ class TokenIds:
             self.folder.reject(f"tokenizer.json has no token {token!r}, which this family needs")
         return found
 
-    def find(self, token: str) -> int | None:
-        """The id of a token, or None."""
-        return self._ids.get(token)
+    def find(self, *tokens: str) -> int | None:
+        """The id of the first of some spellings that is a token, or None."""
+        return next((self._ids[token] for token in tokens if token in self._ids), None)
 
     @cached_property
     def _config(self) -> Config:
