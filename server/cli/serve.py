@@ -2,20 +2,22 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from embedmux.server.app import App
-from embedmux.server.config import EngineConfig, Limits, ServeConfig
+from embedmux.server.cli.console import WrongUsage
+from embedmux.server.config import EngineConfig, Limits, ModelConfig, ServeConfig
 from embedmux.server.models import default_adapters
 
 
 def serve(
     *,
-    model: str = "minilm",
-    adapters: Path | None = None,
+    model: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ("minilm",),
+    adapters: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     no_adapters: Annotated[bool, Parameter(negative="")] = False,
     address: str = "127.0.0.1:50051",
     dtype: Literal["float32", "bfloat16"] = "float32",
@@ -23,6 +25,7 @@ def serve(
     threads: int | None = None,
     max_batch_tokens: int = 2048,
     max_queue_tokens: int = 262_144,
+    max_prefix_tokens: int = 4096,
     max_texts: int = 2048,
     max_text_bytes: int = 1 << 20,
     max_message_bytes: int = 64 << 20,
@@ -30,20 +33,29 @@ def serve(
     port_file: Path | None = None,
     allow_reference: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Serve a model and its task adapters over gRPC until SIGTERM or Ctrl-C.
+    """Serve models and their task adapters over gRPC until SIGTERM or Ctrl-C.
 
-    ``embedmux serve`` serves all-MiniLM-L6-v2 with its four task adapters.
-    ``embedmux serve --model DIR --adapters DIR`` serves your own: DIR/NAME/adapter_config.json each.
+    Without options it serves all-MiniLM-L6-v2 with its four task adapters. One's own adapters lie in a folder each,
+    DIR/NAME/adapter_config.json.
+
+    Examples:
+
+        embedmux serve
+
+        embedmux serve --model DIR --adapters DIR
+
+        embedmux serve --model e5=DIR --model judge=DIR
 
     Parameters
     ----------
     model
-        A packaged model (minilm), a local directory, or a hub id (owner/name, needs embedmux[hub]).
+        A packaged model (minilm), a local directory, or a hub id (owner/name, needs embedmux[hub]); NAME=MODEL gives it
+        a name for requests. Repeat it to serve several. Default: minilm.
     adapters
-        Folder of PEFT adapters, one sub-folder each; also the root that Adapters.Load may read below.
-        Default: the adapters shipped for a packaged model.
+        Folder of PEFT adapters, one sub-folder each; also the root that Adapters.Load may read below. With several
+        models, NAME=FOLDER for each. Default: the adapters shipped for a packaged model, or the checkpoint's own.
     no_adapters
-        Serve the bare model only.
+        Leave out the adapters shipped for a packaged model.
     address
         host:port or unix:PATH; port 0 takes a free one.
     dtype
@@ -56,6 +68,8 @@ def serve(
         Token budget of one batch.
     max_queue_tokens
         Tokens that may wait; beyond it requests are refused with RESOURCE_EXHAUSTED and a time to retry.
+    max_prefix_tokens
+        Tokens of prompts and rerank queries whose keys and values a causal model keeps for reuse; 0 keeps none.
     max_texts
         Texts in one request.
     max_text_bytes
@@ -72,13 +86,13 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s front %(levelname)s %(message)s")
     config = ServeConfig(
         engine=EngineConfig(
-            model=model,
-            adapters=None if no_adapters else (adapters or default_adapters(model)),
+            models=served_models(model, adapters, has_defaults=not no_adapters),
             dtype=dtype,
             device=device,
             threads=threads,
             max_batch_tokens=max_batch_tokens,
             max_queue_tokens=max_queue_tokens,
+            max_prefix_tokens=max_prefix_tokens,
             allow_reference=allow_reference,
         ),
         limits=Limits(max_texts=max_texts, max_text_bytes=max_text_bytes, max_message_bytes=max_message_bytes),
@@ -91,3 +105,39 @@ def serve(
         await App(config).run()
 
     asyncio.run(run())
+
+
+def served_models(models: Sequence[str], adapters: Sequence[str], *, has_defaults: bool) -> tuple[ModelConfig, ...]:
+    """One record for each ``--model``, with the ``--adapters`` that name it. Raises WrongUsage for what fits none."""
+    sources = dict(named(model) for model in models)
+    if len(sources) < len(models):
+        raise WrongUsage("a model is named twice; give each a name of its own: --model NAME=DIRECTORY")
+    folders: dict[str, Path] = {}
+    for argument in adapters:
+        name, folder = named(argument)
+        if name == folder:
+            if len(sources) > 1:
+                raise WrongUsage(f"adapters {argument!r}: say for which model, NAME={argument} with {one_of(sources)}")
+            name = next(iter(sources))
+        if name not in sources:
+            raise WrongUsage(f"adapters {argument!r}: there is no model {name!r}, only {one_of(sources)}")
+        if name in folders:
+            raise WrongUsage(
+                f"adapters {argument!r}: model {name!r} has {str(folders[name])!r} already; give one folder"
+            )
+        folders[name] = Path(folder)
+    return tuple(
+        ModelConfig(source, folders.get(name, default_adapters(source) if has_defaults else None), name)
+        for name, source in sources.items()
+    )
+
+
+def named(argument: str) -> tuple[str, str]:
+    """The name and the value of NAME=VALUE; a value without a name is its own, and so is a folder that has a =."""
+    name, equals, value = argument.partition("=")
+    return (name, value) if equals and name and value and not Path(argument).exists() else (argument, argument)
+
+
+def one_of(names: Sequence[str] | dict[str, str]) -> str:
+    """The names as messages show them."""
+    return " or ".join(map(repr, names))
