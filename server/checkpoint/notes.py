@@ -18,6 +18,11 @@ def notes_on(evidence: Evidence, contract: Contract) -> Iterator[str]:
                 f"{name}.pt is a pickle, which is never read at serving: `embedmux convert DIR` makes "
                 f"{name}.safetensors, and with it the output {output.value}"
             )
+        elif contract.family == "bge-m3" and output not in contract.outputs:
+            yield (
+                f"{name}.pt is not here: copy it into the folder, then `embedmux convert DIR` makes the head of the "
+                f"output {output.value}"
+            )
     if Output.DENSE not in contract.outputs:
         return
     modules = evidence.modules

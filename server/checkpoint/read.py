@@ -39,7 +39,7 @@ def read_contract(folder: Path) -> Contract:
 
 def read(folder: Path) -> Reading:
     """The same, with its reasons."""
-    evidence = gather(ModelFolder(folder))
+    evidence = gather(ModelFolder(folder.absolute()))
     family, recognised = recognise(evidence)
     dense = evidence.modules.dense
     prompts = _prompts(evidence, family)

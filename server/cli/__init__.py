@@ -22,10 +22,12 @@ COMMANDS = {
     "embed": ("embedmux.server.cli.embed:embed", "Embed texts or JSONL files with a running server."),
     "tasks": ("embedmux.server.cli.tasks:tasks", "List the tasks of a server: adapters, prompts, spaces."),
     "adapters": ("embedmux.server.cli.adapters:app", "Check adapter folders; list, load and unload adapters."),
+    "models": ("embedmux.server.cli.models:models", "List the known families, or what a model would be served as."),
+    "convert": ("embedmux.server.cli.convert:convert", "Convert a model's pickled weights to safetensors, offline."),
     "train": ("embedmux.training.command:train_command", "Train a task adapter."),
     "calibrate": ("embedmux.training.command:calibrate_command", "Measure int8 and uint8 ranges of a bare model."),
     "kernels": ("embedmux.server.cli.kernels:app", "List the kernels; compile those for a GPU ahead of time."),
-    "doctor": ("embedmux.server.cli.doctor:doctor", "Look at this installation, and at a server, and suggest fixes."),
+    "doctor": ("embedmux.server.cli.doctor:doctor", "Look at this installation, or at a model, and suggest fixes."),
 }
 # Which optional extra brings a package that only some commands need.
 EXTRAS = {

@@ -6,15 +6,16 @@ import importlib.util
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.filesize import decimal
 from rich.table import Table
 
 from embedmux.client.blocking import Client
 from embedmux.server.cli import console
+from embedmux.server.cli.doctor_model import examine
+from embedmux.server.cli.finding import Finding
 from embedmux.server.errors import EmbedmuxError
 from embedmux.server.models import default_adapters, find_model
 
@@ -26,18 +27,8 @@ COMFORTABLE_BYTES = 2 << 30  # the default model, its adapters and the torch run
 BUILD = "pip install --no-build-isolation -e . (needs a C++ compiler)"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at; ``fix`` is what to do about it when the state is not ok."""
-
-    name: str
-    state: Literal["ok", "note", "fault"]
-    detail: str
-    fix: str = ""
-
-
-def doctor(*, server: str | None = None) -> int:
-    """Look at this installation, and at a server, and suggest fixes.
+def doctor(model: str | None = None, *, server: str | None = None) -> int:
+    """Look at this installation, or at one model, and at a server, and suggest fixes.
 
     The exit code is 1 if something is found that keeps embedmux from serving (or the server from answering).
 
@@ -45,14 +36,18 @@ def doctor(*, server: str | None = None) -> int:
 
         embedmux doctor
 
+        embedmux doctor /models/bge-m3
+
         embedmux doctor --server localhost:50051
 
     Parameters
     ----------
+    model
+        A local directory, a packaged model or a hub id to look at alone: why it would be refused.
     server
         host:port or unix:PATH of a server to ask too.
     """
-    findings = [*packages(), *machine(), *kernels(), *models()]
+    findings = [*packages(), *machine(), *kernels(), *models()] if model is None else [*examine(model)]
     if server is not None:
         findings += list(running(server))
     table = Table("", "what", "found", header_style="bold")
