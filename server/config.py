@@ -14,8 +14,10 @@ MAX_THREADS = 1024
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """One model to serve: the name that requests use, where it comes from (see ``find_model``), and the root below which
-    its adapters may be read; None is the checkpoint's own folder of adapters, if it has one."""
+    """One model to serve: where it comes from (see ``find_model``) and the name that requests use.
+
+    ``adapters`` is the root below which its adapters may be read; None is the checkpoint's own folder, if it has one.
+    """
 
     source: str = "minilm"
     adapters: Path | None = None

@@ -25,8 +25,11 @@ def model_targets(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def check(folder: Path) -> int:
-    """The number of tensors in the files, whose headers are read; raises ModelRejected for a broken file, or a linear of
-    the backbone that is missing or has another shape than config.json says."""
+    """The number of tensors in the files, of which only the headers are read.
+
+    Raises ModelRejected for a broken file, and for a linear of the backbone that is missing or of another shape than
+    config.json says.
+    """
     contract = read_contract(folder)
     family = find_family(contract.architecture)
     targets = targets_of(family.read_shape(ModelFolder(folder).config()).linears)

@@ -1,4 +1,4 @@
-"""Rotary settings of a config.json, in transformers' older keys (rope_theta, rope_scaling) and newer (rope_parameters)."""
+"""Rotary settings of a config.json, in older keys (rope_theta, rope_scaling) and newer ones (rope_parameters)."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Family(Protocol):
     def is_unused(self, name: str) -> bool:
         """Whether a tensor that nobody took is known to play no part in embeddings."""
 
-    def Backbone(  # noqa: N802 - it is a class
+    def Backbone(
         self, shape: Shape, checkpoint: Checkpoint, *, low_rank: LowRankTables, dtype: torch.dtype
     ) -> Backbone:
         """The backbone with its weights on the checkpoint's device."""

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from embedmux.server.errors import ModelRejected
-from embedmux.server.records import Pooling
 from embedmux.server.packed import FusedLinear
+from embedmux.server.records import Pooling
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ class Checkpoint:
         return self._shapes.get(name)
 
     def find(self, kinds: dict[tuple[int, ...], bool]) -> tuple[str, bool]:
-        """(name, the kind's value) of the one tensor left that has one of these shapes, for files without known names."""
+        """(name, the shape's value) of the one tensor left of these shapes, for files whose names are not known."""
         fits = [(name, kinds[self._shapes[name]]) for name in self._where if self._shapes[name] in kinds]
         if len(fits) != 1:
             self.reject(f"{len(fits)} tensors of {list(map(list, kinds))} where one is wanted: {fits}")

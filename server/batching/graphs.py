@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from embedmux.server.batching.pack import Layout, Packing, to_device
+from embedmux.server.batching.pack import PLAIN, Layout, Packing, to_device
 from embedmux.server.batching.staging import Staging
 from embedmux.server.packed import Batch, TokenStates
 
@@ -48,7 +48,7 @@ class GraphedBackbone:
         max_texts: int,
         max_segments: int,
         device: torch.device,
-        packing: Packing = Packing(),
+        packing: Packing = PLAIN,
     ) -> None:
         self._forward = forward
         self._device = device

@@ -67,6 +67,9 @@ class Packing:
         return 0 if self.pool is None else self.pool[0].shape[1]
 
 
+PLAIN = Packing()
+
+
 def order(sequences: list[Sequence]) -> list[Sequence]:
     """The batch's rows: by slot, so that each adapter's rows are one segment, then longest first."""
     return sorted(sequences, key=lambda sequence: (sequence.slot, -sequence.num_tokens))

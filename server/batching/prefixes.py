@@ -20,7 +20,7 @@ Key = tuple[int, bytes]  # the adapter's handle, which is never used again, and 
 
 
 class PrefixCache:
-    """Which rows of the pool hold which prefix; the least recently used ones make room. Only the device thread calls."""
+    """Which rows of the pool hold which prefix; the least recently used make room. Only the device thread calls it."""
 
     def __init__(self, num_rows: int) -> None:
         self._num_rows = num_rows
@@ -60,9 +60,11 @@ class PrefixCache:
         if key in self._places:
             self._places.move_to_end(key)
             return True
+        if length > self._rows.size:
+            return False
         while (begin := self._rows.allocate(length)) is None:
             oldest = next((other for other in self._places if other not in in_use), None)
-            if oldest is None or length > self._rows.size:
+            if oldest is None:
                 return False
             self._rows.free(self._places.pop(oldest)[0])
         self._places[key] = (begin, begin + length)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from embedmux.server.batching.pack import NO_PREFIX, Layout, Packing, make_batch
+from embedmux.server.batching.pack import NO_PREFIX, PLAIN, Layout, Packing, make_batch
 from embedmux.server.packed import Batch
 from embedmux.server.records import BASE_MODEL
 
@@ -26,7 +26,7 @@ class Staging:
     """
 
     def __init__(
-        self, *, max_tokens: int, max_texts: int, max_segments: int, device: torch.device, packing: Packing = Packing()
+        self, *, max_tokens: int, max_texts: int, max_segments: int, device: torch.device, packing: Packing = PLAIN
     ) -> None:
         self._packing = packing
         prefixes, kept = (2 * MAX_PREFIXES + 2, max_tokens) if packing.pool is not None else (2, 0)

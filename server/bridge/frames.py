@@ -15,7 +15,7 @@ import numpy as np
 
 from embedmux.server import errors
 from embedmux.server.errors import EmbedmuxError, EngineFailure, Overloaded
-from embedmux.server.records import EngineJob, Encoding, Output, OutputSpec
+from embedmux.server.records import Encoding, EngineJob, Output, OutputSpec
 
 ENCODINGS, OUTPUTS = list(Encoding), list(Output)
 

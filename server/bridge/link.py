@@ -48,7 +48,7 @@ class EngineLink(asyncio.Protocol):
     async def embed(
         self, model: int, tokens: list[Tokens], adapters: list[int], output: OutputSpec, deadline: float | None
     ) -> Answer:
-        """Rows of tokenised texts, one after another, and the errors of texts that have none (their rows are undefined).
+        """Rows of tokenised texts, one after another, and the errors of texts without one (their rows are undefined).
 
         Raises Overloaded when the shared memory is full, Unavailable when the engine process ends meanwhile. When the
         awaiting task is cancelled, texts not yet computing are dropped.

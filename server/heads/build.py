@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def build_heads(contract: Contract, checkpoint: Checkpoint, hidden: int, words: 
         dense = DenseModules([reader.module(name) for name in contract.dense_modules])
     elif contract.projections is not None:
         dense = Projections(reader.chain(contract.projections, contract.sizes))
-    tokens = sparse = score = None
+    tokens: TokenVectors | None = None
+    sparse: SparseWeights | None = None
+    score: Classifier | TokenLogits | None = None
     if contract.late is not None:
         tokens = TokenVectors(reader.token_layers(contract.late), kept=contract.late.kept)
     if Output.SPARSE in contract.outputs:
@@ -82,7 +85,7 @@ class _Reader:
         """Matrices from each size to the next smaller one, told by their shapes: [in, out], or [out, in] as linears."""
         stored = self._open(self._folder.path, file)
         found = {}
-        for width, out in zip(sizes, sizes[1:], strict=False):
+        for width, out in itertools.pairwise(sizes):
             name, is_linear = stored.find({(width, out): False, (out, width): True})
             weight = stored.take(name, (out, width) if is_linear else (width, out))
             found[out] = Linear(weight if is_linear else weight.T.contiguous())

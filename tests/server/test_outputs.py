@@ -8,7 +8,9 @@ import torch
 
 from embedmux.kernels import ops
 from embedmux.server.errors import EngineFailure
-from embedmux.server.outputs import encode_rows
+from embedmux.server.heads.build import Heads
+from embedmux.server.outputs import Row, encode_rows
+from embedmux.server.packed import TokenStates
 from embedmux.server.records import Calibration, Encoding, OutputSpec, Pooling
 
 LENGTHS = (3, 1, 8, 5, 2, 9, 4, 6)
@@ -37,10 +39,15 @@ SPECS: list[tuple[OutputSpec, Calibration | None]] = [
 ]
 
 
+def encode(hidden: torch.Tensor, pooling: Pooling) -> list[Row]:
+    ids = [np.zeros(length, np.int32) for length in LENGTHS]
+    return encode_rows(TokenStates(hidden, OFFSETS), list(range(len(SPECS))), ids, SPECS, pooling, Heads())
+
+
 @pytest.mark.parametrize("pooling", list(Pooling))
 def test_a_mixed_batch_gives_the_bytes_of_each_text_alone(pooling: Pooling) -> None:
     hidden = states()
-    rows = encode_rows(hidden, OFFSETS, SPECS, pooling)
+    rows = encode(hidden, pooling)
     for (begin, end), (spec, used), row in zip(pairwise(OFFSETS.tolist()), SPECS, rows, strict=True):
         offsets = torch.tensor([0, end - begin], dtype=torch.int32)
         vector = ops.pool_normalize(hidden[begin:end], offsets, pooling.value, spec.dimensions, True)
@@ -53,9 +60,9 @@ def test_a_mixed_batch_gives_the_bytes_of_each_text_alone(pooling: Pooling) -> N
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_vector_that_is_not_finite_fails_its_own_text_only(poison: float) -> None:
     hidden = states()
-    good = encode_rows(hidden, OFFSETS, SPECS, Pooling.MEAN)
+    good = encode(hidden, Pooling.MEAN)
     hidden[int(OFFSETS[7]), 3] = poison
-    rows = encode_rows(hidden, OFFSETS, SPECS, Pooling.MEAN)
+    rows = encode(hidden, Pooling.MEAN)
     assert isinstance(rows[7], EngineFailure)
     assert "not finite" in str(rows[7])
     for row, before in zip(rows[:7], good[:7], strict=True):

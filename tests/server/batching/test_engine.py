@@ -17,10 +17,10 @@ NUM_JOBS = 3000
 class NoLeases:
     """The bare model needs none."""
 
-    def lease(self, handle: int) -> int:
+    def lease(self, model: int, handle: int) -> int:
         return handle
 
-    def release(self, handle: int) -> None:
+    def release(self, model: int, handle: int) -> None:
         pass
 
 
@@ -28,15 +28,17 @@ def compute(sequences: list[Sequence]) -> list[bytes]:
     return [b"\1"] * len(sequences)
 
 
-def make_job(number: int) -> EngineJob:
+def make_job(number: int, num_texts: int = 1) -> EngineJob:
     return EngineJob(
         id=number,
-        token_ids=np.zeros(1, np.int32),
-        offsets=np.array([0, 1], np.int32),
-        adapters=np.array([BASE_MODEL], np.int32),
+        token_ids=np.zeros(num_texts, np.int32),
+        offsets=np.arange(num_texts + 1, dtype=np.int32),
+        adapters=np.full(num_texts, BASE_MODEL, np.int32),
         output=OutputSpec(1, Encoding.UINT8),
         deadline=None,
-        out=memoryview(bytearray(1)),
+        out=memoryview(bytearray(num_texts)),
+        shared=np.zeros(num_texts, np.int32),
+        second=np.zeros(num_texts, np.int32),
     )
 
 
@@ -76,9 +78,7 @@ def test_a_text_with_an_error_of_its_own_fails_alone_and_in_one_computation() ->
     engine = Engine(
         compute_but_one, NoLeases(), Scheduler(max_batch_tokens=64, max_batch_texts=64, max_queue_tokens=64)
     )
-    job = make_job(1)
-    job.token_ids, job.offsets = np.zeros(3, np.int32), np.arange(4, dtype=np.int32)
-    job.adapters, job.out = np.full(3, BASE_MODEL, np.int32), memoryview(bytearray(3))
+    job = make_job(1, num_texts=3)
     engine.submit(job, lambda _: answered.set())
     assert answered.wait(30)
     assert engine.close(timeout_s=30)

@@ -10,11 +10,12 @@ from embedmux.server.errors import Overloaded
 from embedmux.server.records import Encoding, EngineJob, OutputSpec, Sequence
 
 
-def make_job(lengths: list[int], *, now: float = 0.0, deadline: float | None = None) -> list[Sequence]:
+def make_job(lengths: list[int], *, now: float = 0.0, deadline: float | None = None, model: int = 0) -> list[Sequence]:
     offsets = np.cumsum([0, *lengths], dtype=np.int32)
+    none = np.zeros(len(lengths), np.int32)
     job = EngineJob(
         1, np.zeros(sum(lengths), np.int32), offsets, np.full(len(lengths), -1, np.int32),
-        OutputSpec(8, Encoding.FLOAT32), deadline, memoryview(bytearray(1)),
+        OutputSpec(8, Encoding.FLOAT32), deadline, memoryview(bytearray(1)), none, none, model,
     )  # fmt: skip
     return [Sequence(job, i, length, -1, now, deadline) for i, length in enumerate(lengths)]
 
@@ -124,3 +125,22 @@ def test_every_text_leaves_exactly_once(jobs: list[tuple[list[int], float | None
         now += 0.25
     assert not waiting
     assert scheduler.queued_tokens == 0
+
+
+def test_a_batch_is_of_the_model_whose_text_is_due_first() -> None:
+    scheduler = make_scheduler()
+    first = add(scheduler, make_job([10, 10], now=0.0, model=1))
+    other = add(scheduler, make_job([10], now=0.1, model=0))
+    late = add(scheduler, make_job([10], now=0.2, model=1))
+    urgent = add(scheduler, make_job([10], now=0.3, deadline=0.5, model=2))
+    assert len(scheduler) == 5
+    assert [scheduler.plan(0.4).batch for _ in range(4)] == [urgent, [*first, *late], other, []]
+    assert (len(scheduler), scheduler.queued_tokens) == (0, 0)
+
+
+def test_a_cancelled_job_leaves_the_other_models_alone() -> None:
+    scheduler = make_scheduler()
+    gone = add(scheduler, make_job([10, 10], model=0))
+    stays = add(scheduler, make_job([10], model=1))
+    assert scheduler.cancel(gone[0].job) == gone
+    assert scheduler.plan(0.0).batch == stays

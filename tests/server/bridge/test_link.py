@@ -10,7 +10,7 @@ import pytest
 from embedmux.server.bridge.frames import JOB_ID, SUBMIT, Kind, frame
 from embedmux.server.bridge.link import EngineLink
 from embedmux.server.errors import Overloaded, Unavailable
-from embedmux.server.records import Encoding, OutputSpec
+from embedmux.server.records import Encoding, OutputSpec, Tokens
 
 OUTPUT = OutputSpec(8, Encoding.FLOAT32)
 SIZE = 4096
@@ -26,7 +26,9 @@ class Wire:
         self.link.connection_made(self.transport)
 
     def embed(self, num_texts: int = 2) -> asyncio.Task[Any]:
-        return asyncio.create_task(self.link.embed([[1, 2, 3]] * num_texts, [-1] * num_texts, OUTPUT, None))
+        return asyncio.create_task(
+            self.link.embed(0, [Tokens([1, 2, 3], 3)] * num_texts, [-1] * num_texts, OUTPUT, None)
+        )
 
     def sent(self, kind: Kind) -> list[bytes]:
         frames = [call.args[0] for call in self.transport.write.call_args_list]
