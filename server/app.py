@@ -6,20 +6,16 @@ import logging
 import signal
 import time
 
-from embedmux.server.backbones.spec import load_spec
 from embedmux.server.bridge.supervisor import Supervisor
-from embedmux.server.catalog import Catalog
 from embedmux.server.config import ServeConfig
-from embedmux.server.encode import Encoder
-from embedmux.server.facts import AdapterInfo, ServedModel, ServerInfo, ServerLimits, ServerState
-from embedmux.server.models import find_model
+from embedmux.server.desk import Desk, conduct, open_models
+from embedmux.server.facts import ServedModel, ServerInfo, ServerLimits, ServerState
 from embedmux.server.rpc.adapters import Adapters
 from embedmux.server.rpc.embedder import Embedder
 from embedmux.server.rpc.info import Info
 from embedmux.server.rpc.lifecycle import Lifecycle
+from embedmux.server.rpc.reranker import Reranker
 from embedmux.server.rpc.server import Service, TransportOptions, build_server
-from embedmux.server.text.prompts import read_prompts
-from embedmux.server.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 ENGINE_DRAIN_S = 5.0  # for the engine to end once every call has been answered
@@ -31,14 +27,11 @@ class App:
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
         self.lifecycle = Lifecycle()
-        folder = find_model(config.engine.model)
-        spec = load_spec(folder)
         self.supervisor = Supervisor(
             config.engine, shared_memory_bytes=config.shared_memory_bytes, on_change=self._engine_changed
         )
-        self.tokenizer = Tokenizer(folder, max_tokens=spec.max_tokens, num_threads=config.tokenizer_threads)
-        self.catalog = Catalog(self.supervisor, read_prompts(folder))
-        self.encoder = Encoder(self.catalog, self.tokenizer, self.supervisor, config.limits)
+        self.served = open_models(config, self.supervisor)
+        self.desk = Desk(self.served)
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT, then drains. Raises what keeps it from serving.
@@ -46,14 +39,16 @@ class App:
         The port answers before the model is loaded, so that health can say NOT_SERVING meanwhile.
         """
         limits = self.config.limits
+        models = conduct(self.served, limits)
         services: list[Service] = [
             Embedder(
-                self.encoder,
+                models,
                 self.lifecycle,
                 max_stream_requests=limits.max_stream_requests,
                 max_stream_texts=limits.max_stream_texts,
             ),
-            Adapters(Desk(self.supervisor)),
+            Reranker(models, self),
+            Adapters(self.desk),
             Info(self),
         ]
         options = TransportOptions(addresses=(self.config.address,), max_message_bytes=limits.max_message_bytes)
@@ -75,7 +70,8 @@ class App:
             logger.info("draining: accepted requests have up to %.1f s", self.config.drain_s)
             await server.stop(self.config.drain_s)
             await self.supervisor.close(ENGINE_DRAIN_S)
-            self.tokenizer.close()
+            for model in self.served:
+                model.tokenizer.close()
             logger.info("stopped")
 
     def describe(self) -> ServerInfo:
@@ -83,8 +79,7 @@ class App:
         limits = self.config.limits
         served: tuple[ServedModel, ...] = ()
         if self.lifecycle.state in (ServerState.SERVING, ServerState.DRAINING):
-            tasks = tuple(self.catalog.tasks())
-            served = (ServedModel(self.supervisor.model, tasks, self.catalog.prompts.by_name),)
+            served = self.desk.models()
         return ServerInfo(
             version=importlib.metadata.version("embedmux"),
             state=self.lifecycle.state,
@@ -102,32 +97,17 @@ class App:
         self.lifecycle.set(ServerState.SERVING if is_serving else ServerState.RESTARTING)
 
     def _announce(self, port: int, seconds: float) -> None:
-        model, adapters = self.supervisor.model, self.supervisor.adapters
-        logger.info("%s on %s, %s, loaded in %.1f s", model.name, model.device, model.dtype, seconds)
+        for model in self.supervisor.models:
+            logger.info("%s (%s, %s) on %s, %s", model.name, model.family, model.kind, model.device, model.dtype)
+        model = self.supervisor.models[0]
         logger.info("kernels (%s): %s", model.isa, ", ".join(f"{op} {by}" for op, by in model.backends.items()))
-        for adapter in adapters.values():
-            logger.info("adapter %s: task %s, rank %d", adapter.id, adapter.task or "-", adapter.max_rank)
+        for adapter in self.desk.list(None):
+            logger.info(
+                "adapter %s of %s: task %s, rank %d", adapter.id, adapter.model, adapter.task or "-", adapter.max_rank
+            )
+        logger.info("loaded in %.1f s", seconds)
         logger.info("%s", self.config)
         logger.info("serving on %s (port %d)", self.config.address, port)
-
-
-class Desk:
-    """The adapters of the running server, as rpc asks for them."""
-
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
-
-    async def load(self, path: str, adapter_id: str | None) -> AdapterInfo:
-        """Loads a folder below the adapter root."""
-        return await self._supervisor.load_adapter(path, adapter_id)
-
-    async def unload(self, adapter_id: str) -> None:
-        """Takes an adapter out of service."""
-        await self._supervisor.unload_adapter(adapter_id)
-
-    def list(self) -> list[AdapterInfo]:
-        """Every adapter in service."""
-        return list(self._supervisor.adapters.values())
 
 
 def _stop_on_signals() -> asyncio.Future[None]:
