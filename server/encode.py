@@ -4,126 +4,158 @@ A text that cannot be served gets an error of its own and costs its neighbours n
 whole request is raised.
 """
 
+from dataclasses import dataclass, field, replace
+
+from embedmux.server.admission import Admission, raise_if_whole
 from embedmux.server.bridge.port import EnginePort
 from embedmux.server.catalog import Catalog
 from embedmux.server.config import Limits
-from embedmux.server.errors import DeadlineExceeded, EmbedmuxError, InvalidRequest, NotFound, Overloaded, Unavailable
-from embedmux.server.records import OutputSpec, Route, Space, Tokens
+from embedmux.server.errors import EmbedmuxError, InvalidRequest, NotFound
+from embedmux.server.records import Output, OutputSpec, Route, Space, Tokens
 from embedmux.server.requests import EmbedJob, EmbedResult, TokenizedText
+from embedmux.server.rows import Row, take_apart
+from embedmux.server.text.frames import Frame
+from embedmux.server.text.late import LateReader
 from embedmux.server.text.tokenizer import Tokenizer
 
-# The queue takes or refuses the texts of a request together, and they share a deadline: a client is told by the status
-# of the call, which it knows to try again, and not by one error for each text.
-WHOLE_REQUEST = (Overloaded, Unavailable, DeadlineExceeded)
+NO_SPARSE = (b"", b"")
+
+
+@dataclass(slots=True)
+class Reading:
+    """The texts of a request by their places: where each goes, how it is framed, its tokens, or why it has none."""
+
+    routes: dict[int, Route] = field(default_factory=dict)
+    frames: dict[int, Frame] = field(default_factory=dict)
+    tokens: dict[int, Tokens] = field(default_factory=dict)
+    errors: dict[int, EmbedmuxError] = field(default_factory=dict)
 
 
 class Encoder:
-    """Conducts requests through catalogue, tokenizer and engine."""
+    """Conducts requests to one model through catalogue, tokenizer and engine."""
 
     def __init__(self, catalog: Catalog, tokenizer: Tokenizer, engine: EnginePort, limits: Limits) -> None:
         self._catalog = catalog
         self._tokenizer = tokenizer
         self._engine = engine
-        self._limits = limits
+        self._admission = Admission(limits)
+        late = catalog.contract.late
+        self._late = LateReader(late) if late is not None else None
 
     async def embed(self, job: EmbedJob) -> EmbedResult:
         """One row of bytes per text; raises only what concerns the whole request."""
         self._check(job)
-        output = OutputSpec(self._catalog.dimensions(job.dimensions), job.encoding)
-        routes, tokens, errors = await self._read(job, output)
-        served = [index for index in range(len(job.texts)) if index not in errors]
-        rows = b""
+        output = self._catalog.output(job)
+        reading = await self._read(job, output)
+        served = list(reading.tokens)
+        rows, errors = b"", reading.errors
         if served:
-            ids = [tokens[index].ids for index in served]
-            adapters = [routes[index].adapter for index in served]
-            rows, failed = await self._engine.embed(ids, adapters, output, job.deadline)
-            for error in failed.values():
-                if isinstance(error, WHOLE_REQUEST):
-                    raise error
+            tokens = list(reading.tokens.values())
+            adapters = [reading.routes[index].adapter for index in served]
+            rows, failed = await self._engine.embed(tokens, adapters, output, job.deadline)
+            raise_if_whole(failed.values())
             errors |= {served[position]: error for position, error in failed.items()}
-        return EmbedResult(
-            vectors=_place(rows, served, errors, len(job.texts), output),
+        num_texts = len(job.texts)
+        result = EmbedResult(
+            vectors=rows,
             encoding=output.encoding,
             dimensions=output.dimensions,
-            num_tokens=[len(tokens[i].ids) if i in tokens else 0 for i in range(len(job.texts))],
-            num_tokens_original=[tokens[i].original if i in tokens else 0 for i in range(len(job.texts))],
-            spaces=[_space(routes.get(i)) for i in range(len(job.texts))],
+            num_tokens=[len(reading.tokens[i].ids) if i in reading.tokens else 0 for i in range(num_texts)],
+            num_tokens_original=[reading.tokens[i].original if i in reading.tokens else 0 for i in range(num_texts)],
+            spaces=[_space(reading.routes.get(i)) for i in range(num_texts)],
             errors=errors,
+            rendered=[_rendered(reading.frames.get(i)) for i in range(num_texts)] if job.echoes else [],
         )
+        if output.outputs == (Output.DENSE,):
+            return replace(result, vectors=_place(rows, served, errors, num_texts, output)) if errors else result
+        return self._with_parts(result, rows, reading, output)
 
     async def tokenize(self, job: EmbedJob) -> list[TokenizedText | EmbedmuxError]:
         """What the model would read of each text, prompt and special tokens included."""
         self._check(job)
-        output = OutputSpec(self._catalog.dimensions(None), job.encoding)
-        routes, tokens, errors = await self._read(job, output)
+        offered = self._catalog.contract.outputs
+        outputs = job.outputs if Output.DENSE in offered else offered
+        reading = await self._read(job, self._catalog.output(replace(job, outputs=outputs, dimensions=None)))
         return [
-            errors[i]
-            if i in errors
-            else TokenizedText(
-                tokens[i].ids, self._tokenizer.pieces(tokens[i].ids), tokens[i].original, routes[i].prompt
-            )
+            reading.errors[i] if i in reading.errors else self._tokenized(reading.tokens[i], reading.frames[i])
             for i in range(len(job.texts))
         ]
 
-    async def _read(
-        self, job: EmbedJob, output: OutputSpec
-    ) -> tuple[dict[int, Route], dict[int, Tokens], dict[int, EmbedmuxError]]:
-        """Routes and tokens by text, and the errors of the texts that have none."""
-        routes: dict[int, Route] = {}
-        errors: dict[int, EmbedmuxError] = {}
+    async def _read(self, job: EmbedJob, output: OutputSpec) -> Reading:
+        """Routes, frames and tokens by text, and the errors of the texts that have none."""
+        reading = Reading()
         for index, (text, instruction) in enumerate(zip(job.texts, job.instructions, strict=True)):
             try:
-                self._check_text(text, instruction.prompt or "")
-                routes[index] = self._catalog.route(instruction, output.dimensions, output.encoding)
+                self._admission.check_text(text, instruction.prompt or instruction.instruction or "")
+                route = self._catalog.route(instruction, output)
+                reading.frames[index] = self._frame(text, route, output)
+                reading.routes[index] = route
             except EmbedmuxError as error:
-                errors[index] = error
-        num_characters = sum(len(route.prompt) + len(job.texts[index]) for index, route in routes.items())
-        if num_characters > self._limits.max_message_bytes:
-            raise InvalidRequest(
-                f"the texts with their prompts have {num_characters} characters, the limit is "
-                f"{self._limits.max_message_bytes} (max_message_bytes); send several requests"
-            )
-        prompted = [route.prompt + job.texts[index] for index, route in routes.items()]
-        found = await self._tokenizer.encode(prompted, job.truncate) if prompted else []
-        tokens: dict[int, Tokens] = {}
-        for index, result in zip(routes, found, strict=True):
-            if isinstance(result, Tokens):
-                tokens[index] = result
+                reading.errors[index] = error
+        frames = list(reading.frames.values())
+        self._admission.check_total((frame.num_characters for frame in frames), "texts")
+        found = await self._tokenizer.encode(frames, job.truncate) if frames else []
+        for index, result in zip(reading.frames, found, strict=True):
+            if not isinstance(result, Tokens):
+                reading.errors[index] = result
+            elif self._late is not None and Output.TOKENS in output.outputs:
+                reading.tokens[index] = self._late.expand(result, reading.routes[index].role)
             else:
-                errors[index] = result
-        return routes, tokens, errors
+                reading.tokens[index] = result
+        return reading
+
+    def _frame(self, text: str, route: Route, output: OutputSpec) -> Frame:
+        """The text with its prompt, and with the marker of its side where token vectors are wanted."""
+        suffix = self._catalog.contract.suffix
+        if self._late is None or Output.TOKENS not in output.outputs:
+            return Frame(route.prompt, text, suffix)
+        if route.role is None and self._late.is_sided:
+            raise InvalidRequest(
+                "token vectors of queries and of documents are made differently by this model; "
+                "set role to query or document"
+            )
+        return self._late.frame(route.prompt, text, suffix, route.role)
+
+    def _with_parts(self, result: EmbedResult, rows: bytes, reading: Reading, output: OutputSpec) -> EmbedResult:
+        """The result with each kind of output on its own; texts with an error have zeros, or nothing."""
+        num_texts = len(result.num_tokens)
+        dense = [bytes(output.encoding.row_bytes(output.dimensions))] * num_texts
+        sparse, token_vectors = [NO_SPARSE] * num_texts, [b""] * num_texts
+        parts = take_apart(rows, list(reading.tokens.values()), output)
+        for index, row in zip(reading.tokens, parts, strict=True):
+            if index not in result.errors:
+                dense[index] = row.dense
+                sparse[index] = (row.sparse_ids, row.sparse_weights)
+                token_vectors[index] = self._token_vectors(row, index, reading, output)
+        has_tokens = Output.TOKENS in output.outputs
+        return replace(
+            result,
+            vectors=b"".join(dense) if Output.DENSE in output.outputs else b"",
+            sparse=sparse if Output.SPARSE in output.outputs else [],
+            token_vectors=token_vectors if has_tokens else [],
+            token_dimensions=output.token_dimensions,
+        )
+
+    def _token_vectors(self, row: Row, index: int, reading: Reading, output: OutputSpec) -> bytes:
+        if self._late is None or Output.TOKENS not in output.outputs:
+            return b""
+        row_bytes = output.encoding.row_bytes(output.token_dimensions)
+        return self._late.select(row.token_vectors, row_bytes, reading.tokens[index], reading.routes[index].role)
+
+    def _tokenized(self, tokens: Tokens, frame: Frame) -> TokenizedText:
+        return TokenizedText(tokens.ids, self._tokenizer.pieces(tokens.ids), tokens.original, frame.prefix)
 
     def _check(self, job: EmbedJob) -> None:
         """What concerns the whole request."""
-        if not job.texts:
-            raise InvalidRequest("the request has no texts; send at least one")
-        if len(job.texts) > self._limits.max_texts:
-            raise InvalidRequest(
-                f"the request has {len(job.texts)} texts, the limit is {self._limits.max_texts} (max_texts); "
-                "send several requests or use EmbedStream"
-            )
+        self._admission.check_count(len(job.texts), "texts", instead="send several requests or use EmbedStream")
         if job.model and job.model != self._engine.model.name:
             raise NotFound(f"model {job.model!r} is not served here; this server has {self._engine.model.name!r}")
-
-    def _check_text(self, text: str, prompt: str) -> None:
-        if not text:
-            raise InvalidRequest("the text is empty; send at least one character")
-        # A character is 1 to 4 bytes, so most texts are settled without encoding them.
-        if 4 * (len(prompt) + len(text)) > self._limits.max_text_bytes:
-            num_bytes = len(prompt.encode()) + len(text.encode())
-            if num_bytes > self._limits.max_text_bytes:
-                raise InvalidRequest(
-                    f"the text with its prompt has {num_bytes} bytes, the limit is {self._limits.max_text_bytes} "
-                    "(max_text_bytes); split it"
-                )
 
 
 def _place(
     rows: bytes, served: list[int], errors: dict[int, EmbedmuxError], num_texts: int, output: OutputSpec
 ) -> bytes:
     """One row per text of the request: the engine's for those served, zeros for those with an error."""
-    if not errors:
-        return rows
     width = output.encoding.row_bytes(output.dimensions)
     placed = bytearray(num_texts * width)
     for position, index in enumerate(served):
@@ -134,3 +166,7 @@ def _place(
 
 def _space(route: Route | None) -> Space | None:
     return route.space if route else None
+
+
+def _rendered(frame: Frame | None) -> str:
+    return frame.rendered if frame else ""

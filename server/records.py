@@ -82,12 +82,16 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A resolved instruction: the adapter's handle (BASE_MODEL for none), the literal prompt and the space."""
+    """A resolved instruction: the adapter's handle (BASE_MODEL for none), the literal prompt and the space.
+
+    ``role`` is the text's side where it is known.
+    """
 
     adapter: int
     adapter_id: str
     prompt: str
     space: Space
+    role: Role | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,19 @@
 
 from embedmux.server.records import Role
 
+RETRIEVAL = "retrieval"  # the one task whose queries and documents are unlike
+TASKS = (RETRIEVAL, "text-matching", "classification", "clustering")
+
 # alias -> (task, the role it implies)
 ALIASES: dict[str, tuple[str, Role | None]] = {
     "similarity": ("text-matching", None),
     "semantic_similarity": ("text-matching", None),
     "text_matching": ("text-matching", None),
-    "retrieval_query": ("retrieval", Role.QUERY),
-    "retrieval.query": ("retrieval", Role.QUERY),
-    "retrieval_document": ("retrieval", Role.DOCUMENT),
-    "retrieval.passage": ("retrieval", Role.DOCUMENT),
+    "separation": ("clustering", None),
+    "retrieval_query": (RETRIEVAL, Role.QUERY),
+    "retrieval.query": (RETRIEVAL, Role.QUERY),
+    "retrieval_document": (RETRIEVAL, Role.DOCUMENT),
+    "retrieval.passage": (RETRIEVAL, Role.DOCUMENT),
 }
 
 

@@ -1,92 +1,166 @@
 """A model's tokenizer, off the event loop, with the truth about length: a text is cut only if asked, and it is said."""
 
 import asyncio
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from tokenizers import Encoding as Encoded
 from tokenizers import Tokenizer as FastTokenizer
 
+from embedmux.server.contract import Contract
 from embedmux.server.errors import Cancelled, InvalidRequest, ModelRejected
 from embedmux.server.records import Tokens, Truncate
+from embedmux.server.text import specials
+from embedmux.server.text.cut import text_run
+from embedmux.server.text.frames import Frame
+
+Result = TypeVar("Result")
 
 # Below this many characters tokenising takes less time than the way to a thread and back.
 INLINE_CHARACTERS = 256
 # Texts tokenised at once: the library needs over a hundred bytes a token until the text is cut to what the model reads.
 CHUNK_CHARACTERS = 1 << 16
+# Prompts whose tokens are remembered. Longer ones are a reranker's, with its query inside, and not seen again.
+MAX_CACHED_PREFIXES = 512
+MAX_CACHED_PREFIX_CHARACTERS = 2048
 
 
 class Tokenizer:
-    """tokenizer.json of a model folder. ``max_tokens`` is the most the model reads, special tokens included."""
+    """tokenizer.json of a model folder, read as the model's contract says."""
 
-    def __init__(self, folder: Path, *, max_tokens: int, num_threads: int = 2) -> None:
+    def __init__(self, folder: Path, contract: Contract, *, num_threads: int = 2) -> None:
         path = folder / "tokenizer.json"
         if not path.exists():
             raise ModelRejected(
                 f"model {folder.name!r} has no tokenizer.json; save its fast tokenizer beside the weights"
             )
-        self._tokenizer = FastTokenizer.from_file(str(path))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self.max_tokens = max_tokens
+        try:
+            self.library = FastTokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more particular
+            raise ModelRejected(f"model {folder.name!r}: cannot read tokenizer.json: {error}") from error
+        self.library.no_padding()
+        self.library.no_truncation()
+        self.max_tokens = contract.max_tokens
+        if (found := specials.of_one(self.library)) is None:
+            raise ModelRejected(f"model {folder.name!r}: tokenizer.json has no tokens for plain letters and digits")
+        self._specials = found
+        # Tokens that the model needs and the tokenizer does not put by itself.
+        probe = self.library.encode(specials.PROBES[0] + contract.suffix).ids
+        self._beginning = _unless_there(contract.beginning, probe[:1])
+        self._ending = _unless_there(contract.ending, probe[-1:])
+        self._cached_prefix = functools.lru_cache(MAX_CACHED_PREFIXES)(self._read_prefix)
         self._is_closed = False
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="embedmux-tokenizer")
 
-    async def encode(self, texts: list[str], truncate: Truncate) -> list[Tokens | InvalidRequest]:
-        """Token ids, special tokens added, of texts that already carry their prompts; an error per text without any."""
-        if sum(map(len, texts)) <= INLINE_CHARACTERS:
-            return self.encode_now(texts, truncate)
+    async def encode(self, frames: Sequence[Frame], truncate: Truncate) -> list[Tokens | InvalidRequest]:
+        """Token ids of the frames, special tokens added; an error for each text without any, or with too many."""
+        num_characters = sum(frame.num_characters for frame in frames)
+        return await self.run(num_characters, lambda stop: self.encode_now(frames, truncate, stop))
+
+    def encode_now(
+        self, frames: Sequence[Frame], truncate: Truncate, stop: threading.Event | None = None
+    ) -> list[Tokens | InvalidRequest]:
+        """The same on the calling thread; ``stop`` ends it early.
+
+        A cut takes tokens of the text alone: prompt, suffix and special tokens stay.
+        """
+        prefixes = {prefix: self._prefix(prefix) for prefix in {frame.prefix for frame in frames}}
+        read = self.read([frame.rendered for frame in frames], stop)
+        return [
+            self._fit(frame, encoded, prefixes[frame.prefix], truncate)
+            for frame, encoded in zip(frames, read, strict=True)
+        ]
+
+    async def run(self, num_characters: int, work: Callable[[threading.Event], Result]) -> Result:
+        """What ``work`` returns, computed here if there is little to read, else on a thread of the tokenizer."""
         stop = threading.Event()
-        loop = asyncio.get_running_loop()
+        if num_characters <= INLINE_CHARACTERS:
+            return work(stop)
         try:
-            return await loop.run_in_executor(self._threads, self.encode_now, texts, truncate, stop)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, stop)
         finally:
             stop.set()  # a call that was cancelled, or whose deadline passed, gives its thread back
 
-    def encode_now(
-        self, texts: list[str], truncate: Truncate, stop: threading.Event | None = None
-    ) -> list[Tokens | InvalidRequest]:
-        """The same on the calling thread. Special tokens are kept when a text is cut; ``stop`` ends it early."""
-        found: list[Tokens | InvalidRequest] = []
+    def read(
+        self, texts: Sequence[str], stop: threading.Event | None = None, *, adds_specials: bool = True
+    ) -> Iterator[Encoded]:
+        """What the library makes of each text, offsets left out; raises Cancelled between chunks once stopped."""
         for chunk in _chunks(texts):
             if self._is_closed or (stop is not None and stop.is_set()):
                 raise Cancelled("nobody waits for these texts")
-            found += [self._fit(encoded, truncate) for encoded in self._tokenizer.encode_batch_fast(chunk)]
-        return found
+            yield from self.library.encode_batch_fast(chunk, add_special_tokens=adds_specials)
 
     def pieces(self, ids: list[int]) -> list[str]:
         """The vocabulary entry of every id."""
-        return [self._tokenizer.id_to_token(token_id) or "" for token_id in ids]
+        return [self.library.id_to_token(token_id) or "" for token_id in ids]
 
     def close(self) -> None:
         """Ends the threads, at the next chunk of what they are reading."""
         self._is_closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _fit(self, encoded: Encoded, truncate: Truncate) -> Tokens | InvalidRequest:
-        ids: list[int] = encoded.ids
-        if 0 < len(ids) <= self.max_tokens:
-            return Tokens(ids, len(ids))
+    def _fit(self, frame: Frame, encoded: Encoded, prefix: list[int], truncate: Truncate) -> Tokens | InvalidRequest:
+        ids: list[int] = [*self._beginning, *encoded.ids, *self._ending]
         if not ids:
             return InvalidRequest("the text has no tokens; send at least one character the model knows")
-        if truncate is Truncate.NONE:
-            return InvalidRequest(
-                f"the text has {len(ids)} tokens, the model reads {self.max_tokens}; "
-                "split it, or set truncate to END or START"
-            )
-        # The template's special tokens stand in a run at each end; only the content between them is cut.
-        special: list[int] = encoded.special_tokens_mask
-        head = next((i for i, flag in enumerate(special) if not flag), len(ids))
-        tail = next((i for i, flag in enumerate(reversed(special)) if not flag), 0)
-        content = ids[head : len(ids) - tail]
-        room = self.max_tokens - head - tail
-        kept = content[:room] if truncate is Truncate.END else content[-room:]
-        return Tokens(ids[:head] + kept + ids[len(ids) - tail :], len(ids))
+        marker = [] if frame.marker is None else [frame.marker]
+        original = len(ids) + len(marker)
+        limit = min(frame.max_tokens or self.max_tokens, self.max_tokens)
+        if original > limit:
+            if truncate is Truncate.NONE:
+                return InvalidRequest(
+                    f"the text has {original} tokens, the model reads {limit}; "
+                    "split it, or set truncate to END or START"
+                )
+            first, behind = self._text_run(frame)
+            room = limit - original + (behind - first)
+            if room < 1:
+                return InvalidRequest(
+                    f"the text has {original} tokens, the model reads {limit}, and all but {behind - first} belong to "
+                    "the prompt and the special tokens; use a shorter prompt"
+                )
+            kept = ids[first : first + room] if truncate is Truncate.END else ids[behind - room : behind]
+            ids = ids[:first] + kept + ids[behind:]
+        if marker:
+            return Tokens([*ids[:1], *marker, *ids[1:]], original)
+        return Tokens(ids, original, shared=_num_common(ids, prefix))
+
+    def _text_run(self, frame: Frame) -> tuple[int, int]:
+        """The text's own tokens among all of its frame. Reads the frame again, since offsets cost time and memory."""
+        head, tail = len(self._specials.head), len(self._specials.tail)
+        offsets: list[tuple[int, int]] = self.library.encode(frame.rendered).offsets
+        first, behind = text_run(offsets[head : len(offsets) - tail], frame)
+        before = len(self._beginning) + head
+        return before + first, before + behind
+
+    def _prefix(self, prefix: str) -> list[int]:
+        if not prefix:
+            return []
+        return self._read_prefix(prefix) if len(prefix) > MAX_CACHED_PREFIX_CHARACTERS else self._cached_prefix(prefix)
+
+    def _read_prefix(self, prefix: str) -> list[int]:
+        """The ids of a prompt read alone, with the special tokens that stand before it."""
+        ids: list[int] = self.library.encode(prefix, add_special_tokens=False).ids
+        return [*self._beginning, *self._specials.head, *ids]
 
 
-def _chunks(texts: list[str]) -> Iterator[list[str]]:
+def _unless_there(token: int | None, ids: list[int]) -> list[int]:
+    return [] if token is None or token in ids else [token]
+
+
+def _num_common(ids: list[int], prefix: list[int]) -> int:
+    """How many leading ids are the prefix's; one token at least is left to the text."""
+    most = min(len(prefix), len(ids) - 1)
+    if ids[:most] == prefix[:most]:
+        return most
+    return next(at for at in range(most) if ids[at] != prefix[at])
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
     """Runs of texts of at most CHUNK_CHARACTERS, or one longer text alone."""
     chunk: list[str] = []
     num_characters = 0
