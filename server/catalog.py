@@ -30,17 +30,13 @@ class Catalog:
     def output(self, job: EmbedJob) -> OutputSpec:
         """What the engine is to make of the job's texts; raises InvalidRequest for what the model does not offer."""
         outputs = self._outputs(job.outputs)
-        token_dimensions = 0
-        if Output.TOKENS in outputs:
-            if job.encoding.is_calibrated:
-                raise InvalidRequest(
-                    f"encoding {job.encoding.value!r} needs stored ranges, token vectors have none; "
-                    "ask for float32, float16, bfloat16, binary or ubinary"
-                )
-            assert self.contract.late is not None, "a contract that offers token vectors describes them"
-            token_dimensions = self.contract.late.dimensions
+        if Output.TOKENS in outputs and job.encoding.is_calibrated:
+            raise InvalidRequest(
+                f"encoding {job.encoding.value!r} needs stored ranges, token vectors have none; "
+                "ask for float32, float16, bfloat16, binary or ubinary"
+            )
         dimensions = self.dimensions(job.dimensions, forces=job.forces_dimensions)
-        return OutputSpec(dimensions, job.encoding, outputs, token_dimensions)
+        return OutputSpec(dimensions, job.encoding, outputs, self._token_dimensions(outputs))
 
     def dimensions(self, asked: int | None, *, forces: bool = False) -> int:
         """The size of the dense vectors; None or 0 is the full one. Raises InvalidRequest for one not declared.
@@ -79,7 +75,8 @@ class Catalog:
 
     def tasks(self) -> list[TaskInfo]:
         """Every task a client may name, by name; one that several adapters serve once for each of them."""
-        output = OutputSpec(self.contract.dimensions, Encoding.FLOAT32, self.contract.outputs)
+        outputs = self.contract.outputs
+        output = OutputSpec(self.contract.dimensions, Encoding.FLOAT32, outputs, self._token_dimensions(outputs))
         found = []
         for name in self._task_names():
             serving = [info for info in self._engine.adapters.values() if _serves(info, name)]
@@ -105,6 +102,12 @@ class Catalog:
         if not asked:
             raise InvalidRequest(f"outputs is empty; ask for one of: {_listed([other.value for other in offered])}")
         return tuple(output for output in Output if output in asked)
+
+    def _token_dimensions(self, outputs: tuple[Output, ...]) -> int:
+        if Output.TOKENS not in outputs:
+            return 0
+        assert self.contract.late is not None, "a contract that offers token vectors describes them"
+        return self.contract.late.dimensions
 
     def _sizes(self) -> str:
         contract = self.contract

@@ -1,17 +1,27 @@
 """Instructions resolve to exactly one adapter, prompt and space, or are refused with what would have worked."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from embedmux.server.catalog import Catalog
+from embedmux.server.contract import Contract, Prompts
 from embedmux.server.errors import EmbedmuxError, InvalidRequest, NotFound
 from embedmux.server.facts import AdapterInfo, ModelInfo
-from embedmux.server.records import BASE_MODEL, Encoding, Role
+from embedmux.server.records import BASE_MODEL, Encoding, OutputSpec, Pooling, Role
 from embedmux.server.requests import Instruction
-from embedmux.server.text.prompts import Prompts
 
 MODEL = ModelInfo("tiny", "b" * 64, "bert", 32, 64, "mean", "float32", "cpu", {32: "base-ranges"}, {}, "none")
+CONTRACT = Contract("test", "bert", 64, Pooling.MEAN, (32, 16))
+FULL = OutputSpec(32, Encoding.FLOAT32)
+SMALL = OutputSpec(16, Encoding.FLOAT32)
+E5 = Prompts({"query": "q: ", "passage": "p: "})
+JINA = Prompts({"query": "Query: ", "document": "Document: "}, default_name="document")
+QWEN = replace(
+    CONTRACT,
+    prompts=Prompts({"query": "Instruct: find\nQuery:", "document": ""}),
+    template="Instruct: {instruction}\nQuery:",
+)
 
 
 def make_adapter(handle: int, name: str, **facts: object) -> AdapterInfo:
@@ -27,27 +37,37 @@ class Engine:
     adapters: dict[str, AdapterInfo] = field(default_factory=dict)
 
 
-def make_catalog(*adapters: AdapterInfo, prompts: Prompts | None = None) -> Catalog:
+def make_catalog(*adapters: AdapterInfo, prompts: Prompts | None = None, contract: Contract = CONTRACT) -> Catalog:
     engine = Engine(adapters={adapter.id: adapter for adapter in adapters})
-    return Catalog(engine, prompts or Prompts())  # type: ignore[arg-type]
+    return Catalog(engine, replace(contract, prompts=prompts) if prompts else contract)  # type: ignore[arg-type]
+
+
+def spec(encoding: Encoding, dimensions: int = 32) -> OutputSpec:
+    return OutputSpec(dimensions, encoding)
 
 
 RETRIEVAL = make_adapter(
     0, "retrieval", prompts={"query": "query: ", "document": "document: "}, calibrations={16: "ranges"}
 )
 MATCHING = make_adapter(1, "text-matching")
+SIDES = (
+    make_adapter(3, "retrieval.query", prompts={"query": "find: "}),
+    make_adapter(4, "retrieval.passage", prompts={"document": "hold: "}),
+)
+QUERY = Instruction(task="retrieval", role=Role.QUERY)
+DOCUMENT = Instruction(task="retrieval", role=Role.DOCUMENT)
 
 
 def test_nothing_named_is_the_bare_model() -> None:
-    route = make_catalog(RETRIEVAL).route(Instruction(), 32, Encoding.FLOAT32)
-    assert (route.adapter, route.adapter_id, route.prompt) == (BASE_MODEL, "", "")
+    route = make_catalog(RETRIEVAL).route(Instruction(), FULL)
+    assert (route.adapter, route.adapter_id, route.prompt, route.role) == (BASE_MODEL, "", "", None)
 
 
 def test_query_and_document_share_a_space_and_differ_in_prompt() -> None:
     catalog = make_catalog(RETRIEVAL, MATCHING)
-    query = catalog.route(Instruction(task="retrieval", role=Role.QUERY), 32, Encoding.FLOAT32)
-    document = catalog.route(Instruction(task="retrieval", role=Role.DOCUMENT), 32, Encoding.FLOAT32)
+    query, document = catalog.route(QUERY, FULL), catalog.route(DOCUMENT, FULL)
     assert (query.prompt, document.prompt) == ("query: ", "document: ")
+    assert (query.role, document.role) == (Role.QUERY, Role.DOCUMENT)
     assert query.space == document.space
     assert query.adapter == document.adapter == 0
 
@@ -55,26 +75,22 @@ def test_query_and_document_share_a_space_and_differ_in_prompt() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        (Instruction(task="text-matching"), 32),
-        (Instruction(), 32),
-        (Instruction(task="retrieval", role=Role.QUERY), 16),
-        (Instruction(task="retrieval", role=Role.QUERY, prompt="find: "), 32),
+        (Instruction(task="text-matching"), FULL),
+        (Instruction(), FULL),
+        (QUERY, SMALL),
+        (Instruction(task="retrieval", role=Role.QUERY, prompt="find: "), FULL),
     ],
 )
-def test_task_size_and_free_prompt_change_the_space(other: tuple[Instruction, int]) -> None:
+def test_task_size_and_free_prompt_change_the_space(other: tuple[Instruction, OutputSpec]) -> None:
     catalog = make_catalog(RETRIEVAL, MATCHING)
-    space = catalog.route(Instruction(task="retrieval", role=Role.QUERY), 32, Encoding.FLOAT32).space
-    assert catalog.route(*other, Encoding.FLOAT32).space != space
+    assert catalog.route(*other).space != catalog.route(QUERY, FULL).space
 
 
 def test_encoding_does_not_change_the_space_but_calibration_is_told() -> None:
     catalog = make_catalog(RETRIEVAL)
-    instruction = Instruction(task="retrieval", role=Role.QUERY)
-    assert (
-        catalog.route(instruction, 16, Encoding.BINARY).space == catalog.route(instruction, 16, Encoding.FLOAT32).space
-    )
-    assert catalog.route(instruction, 16, Encoding.INT8).space.calibration == "ranges"
-    assert catalog.route(Instruction(), 32, Encoding.UINT8).space.calibration == "base-ranges"
+    assert catalog.route(QUERY, spec(Encoding.BINARY, 16)).space == catalog.route(QUERY, SMALL).space
+    assert catalog.route(QUERY, spec(Encoding.INT8, 16)).space.calibration == "ranges"
+    assert catalog.route(Instruction(), spec(Encoding.UINT8)).space.calibration == "base-ranges"
 
 
 @pytest.mark.parametrize(
@@ -82,31 +98,176 @@ def test_encoding_does_not_change_the_space_but_calibration_is_told() -> None:
     [("retrieval_query", 0, "query: "), ("retrieval.passage", 0, "document: "), ("similarity", 1, "")],
 )
 def test_aliases_carry_task_and_role(alias: str, adapter: int, prompt: str) -> None:
-    route = make_catalog(RETRIEVAL, MATCHING).route(Instruction(task=alias), 32, Encoding.FLOAT32)
+    route = make_catalog(RETRIEVAL, MATCHING).route(Instruction(task=alias), FULL)
     assert (route.adapter, route.prompt) == (adapter, prompt)
 
 
 def test_a_changed_adapter_takes_effect_at_once() -> None:
     engine = Engine(adapters={"retrieval": RETRIEVAL})
-    catalog = Catalog(engine, Prompts())  # type: ignore[arg-type]
-    instruction = Instruction(task="retrieval", role=Role.QUERY)
-    before = catalog.route(instruction, 32, Encoding.FLOAT32)
+    catalog = Catalog(engine, CONTRACT)  # type: ignore[arg-type]
+    before = catalog.route(QUERY, FULL)
     engine.adapters = {"retrieval": make_adapter(7, "retrieval", prompts=RETRIEVAL.prompts, digest="other")}
-    after = catalog.route(instruction, 32, Encoding.FLOAT32)
+    after = catalog.route(QUERY, FULL)
     assert after.adapter == 7
     assert after.space != before.space
 
 
 def test_a_model_with_prompts_serves_retrieval_without_an_adapter() -> None:
-    catalog = make_catalog(prompts=Prompts({"query": "q: ", "passage": "p: "}))
-    route = catalog.route(Instruction(task="retrieval", role=Role.DOCUMENT), 32, Encoding.FLOAT32)
+    catalog = make_catalog(prompts=E5)
+    route = catalog.route(DOCUMENT, FULL)
     assert (route.adapter, route.prompt) == (BASE_MODEL, "p: ")
     assert [task.name for task in catalog.tasks()] == ["retrieval"]
+    assert catalog.tasks()[0].space == route.space.id
+
+
+def test_prompts_named_for_a_task_serve_it() -> None:
+    prompts = Prompts({"query": "q: ", "document": "d: ", "clustering": "c: "})
+    catalog = make_catalog(prompts=prompts)
+    assert [(task.name, task.query_prompt, task.document_prompt) for task in catalog.tasks()] == [
+        ("clustering", "c: ", "c: "),
+        ("retrieval", "q: ", "d: "),
+    ]
+    route = catalog.route(Instruction(task="clustering"), FULL)
+    assert route.prompt == "c: "
+    assert route.space.id == catalog.tasks()[0].space != catalog.tasks()[1].space
+    with pytest.raises(NotFound, match="'classification' is not served"):
+        catalog.route(Instruction(task="classification"), FULL)
 
 
 def test_the_default_prompt_is_used_when_nothing_is_named() -> None:
-    catalog = make_catalog(prompts=Prompts({"query": "q: ", "document": "d: "}, default_name="document"))
-    assert catalog.route(Instruction(), 32, Encoding.FLOAT32).prompt == "d: "
+    catalog = make_catalog(prompts=JINA)
+    assert catalog.route(Instruction(), FULL).prompt == "Document: "
+
+
+def test_tasks_without_sides_take_the_default_prompt_and_retrieval_does_not() -> None:
+    catalog = make_catalog(make_adapter(0, "retrieval"), make_adapter(1, "clustering"), prompts=JINA)
+    assert catalog.route(Instruction(task="clustering"), FULL).prompt == "Document: "
+    assert catalog.route(Instruction(task="clustering", role=Role.QUERY), FULL).prompt == "Query: "
+    for instruction in (Instruction(task="retrieval"), Instruction(adapter="retrieval")):
+        with pytest.raises(InvalidRequest, match="set role to query or document"):
+            catalog.route(instruction, FULL)
+
+
+def test_an_adapter_without_a_task_of_its_own_has_that_of_its_name() -> None:
+    catalog = make_catalog(make_adapter(0, "retrieval", task=None), prompts=JINA)
+    with pytest.raises(InvalidRequest, match="set role to query or document"):
+        catalog.route(Instruction(adapter="retrieval"), FULL)
+    named = catalog.route(Instruction(adapter="retrieval", role=Role.QUERY), FULL)
+    assert named == catalog.route(QUERY, FULL)
+
+
+def test_a_prompt_of_one_side_lies_in_that_side_s_space_however_it_is_named() -> None:
+    catalog = make_catalog(prompts=E5)
+    space = catalog.route(DOCUMENT, FULL).space
+    assert catalog.route(Instruction(prompt_name="passage"), FULL).space == space
+    assert catalog.route(Instruction(prompt="p: "), FULL).space == space
+    assert catalog.route(Instruction(role=Role.QUERY), FULL).space == space
+    assert catalog.route(Instruction(prompt="x: "), FULL).space != space
+    assert catalog.route(Instruction(), FULL).space != space  # no prompt at all is neither side
+    plain = make_catalog(contract=QWEN)
+    assert plain.route(Instruction(), FULL).space == plain.route(DOCUMENT, FULL).space  # a document has no prompt
+
+
+def test_a_free_instruction_is_a_query_comparable_with_plain_documents() -> None:
+    catalog = make_catalog(contract=QWEN)
+    for instruction in (
+        Instruction(instruction="match {query}"),
+        Instruction(task="retrieval", instruction="match {query}"),
+        Instruction(role=Role.QUERY, instruction="match {query}"),
+    ):
+        route = catalog.route(instruction, FULL)
+        assert route.prompt == "Instruct: match {query}\nQuery:"
+        assert route.role is Role.QUERY
+        assert route.space == catalog.route(DOCUMENT, FULL).space
+
+
+@pytest.mark.parametrize(
+    ("instruction", "words"),
+    [
+        (Instruction(instruction="x", role=Role.DOCUMENT), "stands before queries only, the text's role is 'document'"),
+        (Instruction(instruction="x", task="retrieval.passage"), "leave it out for documents"),
+        (Instruction(instruction="x", prompt="y"), "an instruction and a prompt; name one of them"),
+        (Instruction(instruction="x", prompt_name="query"), "an instruction and a prompt; name one of them"),
+        (Instruction(instruction=""), "the instruction is empty; leave it out"),
+    ],
+)
+def test_what_a_free_instruction_cannot_be(instruction: Instruction, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        make_catalog(contract=QWEN).route(instruction, FULL)
+
+
+def test_a_family_without_a_template_refuses_instructions() -> None:
+    with pytest.raises(InvalidRequest, match="'test' have no template for a free instruction; send the literal prefix"):
+        make_catalog(prompts=E5).route(Instruction(instruction="x"), FULL)
+
+
+def test_a_pooling_that_leaves_prompts_out_refuses_them() -> None:
+    catalog = make_catalog(contract=replace(CONTRACT, takes_prompts=False))
+    assert catalog.route(Instruction(prompt=""), FULL).prompt == ""
+    with pytest.raises(InvalidRequest, match="send the text without one"):
+        catalog.route(Instruction(prompt="x: "), FULL)
+
+
+def test_the_sides_of_a_task_may_have_adapters_of_their_own_in_one_space() -> None:
+    catalog = make_catalog(*SIDES, MATCHING)
+    query, document = catalog.route(QUERY, FULL), catalog.route(DOCUMENT, FULL)
+    assert (query.adapter, document.adapter) == (3, 4)
+    assert (query.prompt, document.prompt) == ("find: ", "hold: ")
+    assert query.space == document.space
+    named = catalog.route(Instruction(adapter="retrieval.passage"), FULL)
+    assert named == document
+    assert [(task.name, task.adapter) for task in catalog.tasks()] == [
+        ("retrieval", "retrieval.query, retrieval.passage"),
+        ("text-matching", "text-matching"),
+    ]
+    assert catalog.tasks()[0].space == query.space.id
+
+
+def test_an_adapter_s_role_may_be_told_apart_from_its_name() -> None:
+    sides = [make_adapter(n, name, task="retrieval", role=name) for n, name in enumerate(("query", "document"))]
+    catalog = make_catalog(*sides)
+    assert catalog.route(QUERY, FULL).adapter == 0
+    assert catalog.route(DOCUMENT, FULL).adapter == 1
+    assert catalog.route(QUERY, FULL).space == catalog.route(DOCUMENT, FULL).space
+
+
+def test_another_document_adapter_is_another_space_for_queries_too() -> None:
+    changed = replace(SIDES[1], digest="other")
+    spaces = {make_catalog(SIDES[0], other).route(QUERY, FULL).space for other in (SIDES[1], changed)}
+    assert len(spaces) == 2
+
+
+@pytest.mark.parametrize(
+    ("instruction", "error", "words"),
+    [
+        (Instruction(task="retrieval"), InvalidRequest, "one adapter for queries and another for documents; set role"),
+        (
+            Instruction(adapter="retrieval.query", role=Role.DOCUMENT),
+            InvalidRequest,
+            "made for role 'query', the text has role 'document'; name the task",
+        ),
+    ],
+)
+def test_sides_are_not_mixed_up(instruction: Instruction, error: type[EmbedmuxError], words: str) -> None:
+    with pytest.raises(error, match=words):
+        make_catalog(*SIDES).route(instruction, FULL)
+
+
+def test_a_missing_side_is_named() -> None:
+    with pytest.raises(NotFound, match=r"no adapter for role 'document'; loaded for it: retrieval\.query"):
+        make_catalog(SIDES[0]).route(DOCUMENT, FULL)
+
+
+def test_a_model_that_needs_a_task_is_not_served_bare() -> None:
+    contract = replace(CONTRACT, prompts=JINA, needs_task=True)
+    catalog = make_catalog(MATCHING, contract=contract)
+    assert catalog.route(Instruction(task="text-matching"), FULL).prompt == "Document: "
+    assert [task.name for task in catalog.tasks()] == ["text-matching"]
+    for instruction in (Instruction(), Instruction(role=Role.QUERY), Instruction(prompt="x")):
+        with pytest.raises(InvalidRequest, match="without an adapter, the text names no task; name one of: text-match"):
+            catalog.route(instruction, FULL)
+    with pytest.raises(NotFound, match="'retrieval' is not served; this server has: text-matching"):
+        catalog.route(QUERY, FULL)
 
 
 @pytest.mark.parametrize(
@@ -135,21 +296,12 @@ def test_refusals_say_what_would_work(
     instruction: Instruction, encoding: Encoding, error: type[EmbedmuxError], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        make_catalog(RETRIEVAL, MATCHING).route(instruction, 32, encoding)
+        make_catalog(RETRIEVAL, MATCHING).route(instruction, spec(encoding))
 
 
 def test_two_adapters_of_one_task_need_a_name() -> None:
     first, second = make_adapter(0, "a", task="retrieval"), make_adapter(1, "b", task="retrieval")
+    catalog = make_catalog(first, second)
     with pytest.raises(InvalidRequest, match="several adapters; name one of them: a, b"):
-        make_catalog(first, second).route(Instruction(task="retrieval"), 32, Encoding.FLOAT32)
-
-
-@pytest.mark.parametrize("asked", [33, 1000])
-def test_dimensions_above_the_model_are_refused(asked: int) -> None:
-    with pytest.raises(InvalidRequest, match=f"dimensions is {asked}; the model's vectors have 32"):
-        make_catalog().dimensions(asked)
-
-
-@pytest.mark.parametrize(("asked", "given"), [(None, 32), (0, 32), (1, 1), (32, 32)])
-def test_no_dimensions_are_the_model_s(asked: int | None, given: int) -> None:
-    assert make_catalog().dimensions(asked) == given
+        catalog.route(Instruction(task="retrieval"), FULL)
+    assert [(task.name, task.adapter) for task in catalog.tasks()] == [("retrieval", "a"), ("retrieval", "b")]

@@ -20,7 +20,7 @@ from embedmux.server.text.tokenizer import Tokenizer
 
 Folder = Callable[[str], Path]
 TEXTS = ["hello world", "Ünïcode — naïve café 東京", "a " * 400, "x", "tabs\tand\nlines", "emoji 🙂 end"]
-WORDS = "the moon pulls the sea and seven quiet dragons follow a transformer 東京 naïve 🙂".split()
+WORDS = ["the", "moon", "pulls", "sea", "and", "seven", "quiet", "dragons", "follow", "東京", "naïve", "🙂"]
 ZEMBED = ("<|im_start|>system\nquery<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n")
 
 
@@ -278,7 +278,7 @@ def test_remembered_prompts_are_bounded(tokenizer_folder: Folder, monkeypatch: p
 @pytest.mark.parametrize(
     ("template", "values", "wanted"),
     [
-        ("Instruct: {instruction}\nQuery:", {"instruction": "find {query} {0} {}"}, "Instruct: find {query} {0} {}\nQuery:"),
+        ("Instruct: {instruction}\nQuery:", {"instruction": "{query} {0} {}"}, "Instruct: {query} {0} {}\nQuery:"),
         ("{instruction}|{query}", {"instruction": "{query}", "query": "{instruction}"}, "{query}|{instruction}"),
         ('{"json": {query}}', {"query": "x"}, '{"json": x}'),
     ],
