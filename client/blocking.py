@@ -163,18 +163,22 @@ class Client:
         reply = self._call(self._stubs.reranker.Rerank, request, timeout)
         return ranking(reply, request, errors)
 
-    def load_adapter(self, path: str, *, id: str | None = None, timeout: float | None = None) -> records.AdapterInfo:
-        """Loads the adapter folder ``path`` below the server's adapter root; ``id`` None is the folder's name."""
-        request = adapters_pb2.LoadAdapterRequest(path=path, id=id or "")
+    def load_adapter(
+        self, path: str, *, id: str | None = None, model: str | None = None, timeout: float | None = None
+    ) -> records.AdapterInfo:
+        """Loads the adapter folder ``path`` below the adapter root of ``model``; ``id`` None is the folder's name."""
+        request = adapters_pb2.LoadAdapterRequest(path=path, id=id or "", model=model or "")
         return records.adapter_info(self._call(self._stubs.adapters.Load, request, timeout))
 
-    def unload_adapter(self, id: str, *, timeout: float | None = None) -> None:
-        """Takes an adapter out of service; texts that already wait for it are still answered."""
-        self._call(self._stubs.adapters.Unload, adapters_pb2.UnloadAdapterRequest(id=id), timeout)
+    def unload_adapter(self, id: str, *, model: str | None = None, timeout: float | None = None) -> None:
+        """Takes an adapter of ``model`` out of service; texts that already wait for it are still answered."""
+        request = adapters_pb2.UnloadAdapterRequest(id=id, model=model or "")
+        self._call(self._stubs.adapters.Unload, request, timeout)
 
-    def adapters(self, *, timeout: float | None = None) -> list[records.AdapterInfo]:
-        """The adapters in service."""
-        reply = self._call(self._stubs.adapters.List, adapters_pb2.ListAdaptersRequest(), timeout)
+    def adapters(self, *, model: str | None = None, timeout: float | None = None) -> list[records.AdapterInfo]:
+        """The adapters in service, of one model or of all."""
+        request = adapters_pb2.ListAdaptersRequest(model=model or "")
+        reply = self._call(self._stubs.adapters.List, request, timeout)
         return [records.adapter_info(adapter) for adapter in reply.adapters]
 
     def info(self, *, timeout: float | None = None) -> records.ServerInfo:

@@ -94,6 +94,7 @@ class AdapterInfo:
     num_bytes: int
     calibrated_dimensions: tuple[int, ...]
     role: str | None
+    model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,7 @@ def adapter_info(message: adapters_pb2.AdapterInfo) -> AdapterInfo:
         num_bytes=message.num_bytes,
         calibrated_dimensions=tuple(message.calibrated_dimensions),
         role=ROLE_NAMES.get(message.role),
+        model=message.model,
     )
 
 

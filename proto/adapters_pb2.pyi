@@ -8,26 +8,32 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LoadAdapterRequest(_message.Message):
-    __slots__ = ("path", "id")
+    __slots__ = ("path", "id", "model")
     PATH_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     path: str
     id: str
-    def __init__(self, path: _Optional[str] = ..., id: _Optional[str] = ...) -> None: ...
+    model: str
+    def __init__(self, path: _Optional[str] = ..., id: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class UnloadAdapterRequest(_message.Message):
-    __slots__ = ("id",)
+    __slots__ = ("id", "model")
     ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     id: str
-    def __init__(self, id: _Optional[str] = ...) -> None: ...
+    model: str
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class UnloadAdapterResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ListAdaptersRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class ListAdaptersResponse(_message.Message):
     __slots__ = ("adapters",)
@@ -36,7 +42,7 @@ class ListAdaptersResponse(_message.Message):
     def __init__(self, adapters: _Optional[_Iterable[_Union[AdapterInfo, _Mapping]]] = ...) -> None: ...
 
 class AdapterInfo(_message.Message):
-    __slots__ = ("id", "digest", "task", "prompts", "max_rank", "num_targets", "num_bytes", "calibrated_dimensions", "role")
+    __slots__ = ("id", "digest", "task", "prompts", "max_rank", "num_targets", "num_bytes", "calibrated_dimensions", "role", "model")
     class PromptsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +59,7 @@ class AdapterInfo(_message.Message):
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     CALIBRATED_DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     id: str
     digest: str
     task: str
@@ -62,4 +69,5 @@ class AdapterInfo(_message.Message):
     num_bytes: int
     calibrated_dimensions: _containers.RepeatedScalarFieldContainer[int]
     role: _types_pb2.Role
-    def __init__(self, id: _Optional[str] = ..., digest: _Optional[str] = ..., task: _Optional[str] = ..., prompts: _Optional[_Mapping[str, str]] = ..., max_rank: _Optional[int] = ..., num_targets: _Optional[int] = ..., num_bytes: _Optional[int] = ..., calibrated_dimensions: _Optional[_Iterable[int]] = ..., role: _Optional[_Union[_types_pb2.Role, str]] = ...) -> None: ...
+    model: str
+    def __init__(self, id: _Optional[str] = ..., digest: _Optional[str] = ..., task: _Optional[str] = ..., prompts: _Optional[_Mapping[str, str]] = ..., max_rank: _Optional[int] = ..., num_targets: _Optional[int] = ..., num_bytes: _Optional[int] = ..., calibrated_dimensions: _Optional[_Iterable[int]] = ..., role: _Optional[_Union[_types_pb2.Role, str]] = ..., model: _Optional[str] = ...) -> None: ...

@@ -16,18 +16,28 @@ app.command(
     help="Check adapter folders as the server would, without a server.",
 )
 Server = Annotated[str, Parameter(help="host:port or unix:PATH of the server.")]
+Model = Annotated[str | None, Parameter(help="A model by name; default: the server's first embedder.")]
 
 
 @app.command(name="list")
-def list_adapters(*, server: Server = "localhost:50051") -> None:
-    """List the adapters in service."""
+def list_adapters(*, model: str | None = None, server: Server = "localhost:50051") -> None:
+    """List the adapters in service.
+
+    Parameters
+    ----------
+    model
+        A model by name; default: all models.
+    """
     with Client(server) as client:
-        adapters = client.adapters()
-    table = Table("adapter", "task", "rank", "linears", "size", "int8 sizes", "prompts", "digest", header_style="bold")
+        adapters = client.adapters(model=model)
+    table = Table(
+        "adapter", "model", "task", "rank", "linears", "size", "int8 sizes", "prompts", "digest", header_style="bold"
+    )
     for adapter in adapters:
         table.add_row(
             adapter.id,
-            adapter.task or "none",
+            adapter.model,
+            (adapter.task or "none") + (f", {adapter.role}" if adapter.role else ""),
             str(adapter.max_rank),
             str(adapter.num_targets),
             decimal(adapter.num_bytes),
@@ -39,7 +49,7 @@ def list_adapters(*, server: Server = "localhost:50051") -> None:
 
 
 @app.command
-def load(path: str, *, id: str | None = None, server: Server = "localhost:50051") -> None:
+def load(path: str, *, id: str | None = None, model: Model = None, server: Server = "localhost:50051") -> None:
     """Load an adapter folder into a running server.
 
     Example: `embedmux adapters load legal/v2 --id legal`. The same folder again changes nothing.
@@ -47,18 +57,18 @@ def load(path: str, *, id: str | None = None, server: Server = "localhost:50051"
     Parameters
     ----------
     path
-        A folder below the server's adapter root (`embedmux serve --adapters ROOT`).
+        A folder below the model's adapter root (`embedmux serve --adapters ROOT`).
     id
         The name requests will use; default: the folder's name.
     """
     with Client(server) as client:
-        adapter = client.load_adapter(path, id=id)
+        adapter = client.load_adapter(path, id=id, model=model)
     text = f"loaded {adapter.id}: task {adapter.task or 'none'}, rank {adapter.max_rank}, {adapter.num_targets} linears"
     console.output().print(f"{text}, {decimal(adapter.num_bytes)}")
 
 
 @app.command
-def unload(id: str, *, server: Server = "localhost:50051") -> None:
+def unload(id: str, *, model: Model = None, server: Server = "localhost:50051") -> None:
     """Take an adapter out of service; texts that already wait for it are still answered.
 
     Parameters
@@ -67,5 +77,5 @@ def unload(id: str, *, server: Server = "localhost:50051") -> None:
         The adapter's name, as `embedmux adapters list` shows it.
     """
     with Client(server) as client:
-        client.unload_adapter(id)
+        client.unload_adapter(id, model=model)
     console.output().print(f"unloaded {id}")

@@ -22,16 +22,16 @@ class Adapters:
         """The adapter, once texts may use it."""
         if not request.path:
             raise InvalidRequest("path is empty; name a folder below the server's adapter root")
-        return describe.adapter_info(await self._desk.load(request.path, request.id or None))
+        return describe.adapter_info(await self._desk.load(request.path, request.id or None, request.model or None))
 
     async def Unload(self, request: adapters_pb2.UnloadAdapterRequest, _: Call) -> adapters_pb2.UnloadAdapterResponse:
         """Nothing, once no new text may use the adapter."""
         if not request.id:
             raise InvalidRequest("id is empty; Adapters.List names the loaded adapters")
-        await self._desk.unload(request.id)
+        await self._desk.unload(request.id, request.model or None)
         return adapters_pb2.UnloadAdapterResponse()
 
-    async def List(self, _: adapters_pb2.ListAdaptersRequest, __: Call) -> adapters_pb2.ListAdaptersResponse:
-        """Every loaded adapter."""
-        adapters = [describe.adapter_info(adapter) for adapter in self._desk.list()]
+    async def List(self, request: adapters_pb2.ListAdaptersRequest, _: Call) -> adapters_pb2.ListAdaptersResponse:
+        """Every loaded adapter, of one model or of all."""
+        adapters = [describe.adapter_info(adapter) for adapter in self._desk.list(request.model or None)]
         return adapters_pb2.ListAdaptersResponse(adapters=adapters)

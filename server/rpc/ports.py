@@ -28,18 +28,18 @@ class Reranker(Protocol):
 
 
 class AdapterDesk(Protocol):
-    """The adapters of a running server."""
+    """The adapters of a running server. ``model`` None is the first embedder; NotFound for one that is not served."""
 
-    async def load(self, path: str, adapter_id: str | None) -> AdapterInfo:
-        """Loads a folder below the adapter root; ``None`` takes the folder's name as the id."""
+    async def load(self, path: str, adapter_id: str | None, model: str | None) -> AdapterInfo:
+        """Loads a folder below the model's adapter root; ``adapter_id`` None takes the folder's name."""
         ...
 
-    async def unload(self, adapter_id: str) -> None:
+    async def unload(self, adapter_id: str, model: str | None) -> None:
         """Takes an adapter out of service."""
         ...
 
-    def list(self) -> list[AdapterInfo]:
-        """Every adapter that texts may use now."""
+    def list(self, model: str | None) -> list[AdapterInfo]:
+        """Every adapter that texts may use now, of one model or, for None, of all; each names its model."""
         ...
 
 

@@ -128,16 +128,17 @@ class FakeServer(*SERVICERS):
         if "broken" in request.path:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"adapter {request.path!r}: target 'query' has rank 96")
         self.adapter_ids.append(request.id or request.path)
-        return adapter(self.adapter_ids[-1])
+        return adapter(self.adapter_ids[-1], request.model)
 
     def Unload(self, request, context):
-        if request.id not in self.adapter_ids:
+        if request.id not in self.adapter_ids or request.model not in ("", "fake"):
             context.abort(grpc.StatusCode.NOT_FOUND, f"adapter {request.id!r} is not loaded")
         self.adapter_ids.remove(request.id)
         return adapters_pb2.UnloadAdapterResponse()
 
     def List(self, request, context):
-        return adapters_pb2.ListAdaptersResponse(adapters=[adapter(id) for id in self.adapter_ids])
+        ids = self.adapter_ids if request.model in ("", "fake") else []
+        return adapters_pb2.ListAdaptersResponse(adapters=[adapter(id, "fake") for id in ids])
 
     def Info(self, request, context):
         tasks = [
@@ -245,9 +246,10 @@ def status(code: int | str) -> grpc.StatusCode:
     return next(member for member in grpc.StatusCode if code in (member.name, member.value[0]))
 
 
-def adapter(id: str) -> adapters_pb2.AdapterInfo:
+def adapter(id: str, model: str) -> adapters_pb2.AdapterInfo:
+    facts = {"id": id, "digest": "ab" * 32, "task": id, "prompts": {"query": "Query: "}, "max_rank": 8}
     return adapters_pb2.AdapterInfo(
-        id=id, digest="ab" * 32, task=id, prompts={"query": "Query: "}, max_rank=8, num_targets=36, num_bytes=1_474_560
+        **facts, num_targets=36, num_bytes=1_474_560, model=model or "fake", role=types_pb2.ROLE_QUERY
     )
 
 

@@ -201,7 +201,10 @@ def test_tokenize_gives_ids_or_the_reason(client) -> None:
 def test_adapters_are_listed_loaded_and_unloaded(client) -> None:
     assert client.load_adapter("legal/v2", id="legal").id == "legal"
     assert [adapter.id for adapter in client.adapters()] == ["retrieval", "classification", "legal"]
-    client.unload_adapter("legal")
+    assert client.load_adapter("other", model="large").model == "large"
+    listed, *_ = client.adapters(model="fake")
+    assert (listed.model, listed.role) == ("fake", "query") and client.adapters(model="judge") == []
+    client.unload_adapter("legal", model="fake")
     with pytest.raises(NotFound, match="'legal' is not loaded"):
         client.unload_adapter("legal")
     with pytest.raises(AdapterRejected, match="rank 96"):

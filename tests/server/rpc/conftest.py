@@ -126,7 +126,7 @@ class FakeDesk:
     def __init__(self) -> None:
         self.adapters: dict[str, AdapterInfo] = {}
 
-    async def load(self, path: str, adapter_id: str | None) -> AdapterInfo:
+    async def load(self, path: str, adapter_id: str | None, model: str | None) -> AdapterInfo:
         name = adapter_id or path
         self.adapters[name] = AdapterInfo(
             handle=0,
@@ -138,14 +138,16 @@ class FakeDesk:
             max_rank=8,
             num_bytes=1000,
             num_targets=12,
+            role="document",
+            model=model or "first",
         )
         return self.adapters[name]
 
-    async def unload(self, adapter_id: str) -> None:
-        del self.adapters[adapter_id]
+    async def unload(self, adapter_id: str, model: str | None) -> None:
+        assert self.adapters.pop(adapter_id).model == (model or "first")
 
-    def list(self) -> list[AdapterInfo]:
-        return list(self.adapters.values())
+    def list(self, model: str | None) -> list[AdapterInfo]:
+        return [adapter for adapter in self.adapters.values() if model in (None, adapter.model)]
 
 
 class Observer:

@@ -48,7 +48,9 @@ async def test_check_of_an_unknown_service_names_the_known_ones(running):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await health_of(running).Check(health_pb2.HealthCheckRequest(service="embedmux.v1.Nothing"))
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-    assert "embedmux.v1.Adapters, embedmux.v1.Embedder, embedmux.v1.Reranker, embedmux.v1.Server" in caught.value.details()
+    assert (
+        "embedmux.v1.Adapters, embedmux.v1.Embedder, embedmux.v1.Reranker, embedmux.v1.Server" in caught.value.details()
+    )
 
 
 async def test_watch_tells_each_change_and_ends_when_the_server_stops(running):

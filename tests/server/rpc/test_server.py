@@ -14,6 +14,7 @@ from embedmux.server.rpc.adapters import Adapters
 from embedmux.server.rpc.embedder import Embedder
 from embedmux.server.rpc.info import Info
 from embedmux.server.rpc.lifecycle import Lifecycle
+from embedmux.server.rpc.reranker import Reranker
 from embedmux.server.rpc.server import TransportOptions, build_server
 
 SERVICES = ["embedmux.v1.Adapters", "embedmux.v1.Embedder", "embedmux.v1.Reranker", "embedmux.v1.Server"]
@@ -36,7 +37,7 @@ async def test_reflection_lists_the_services_and_describes_their_messages(runnin
 
 
 def test_every_method_of_the_protos_is_served():
-    for service in (Embedder, Adapters, Info):
+    for service in (Embedder, Reranker, Adapters, Info):
         assert {method.name for method in service.SERVICE.methods} <= set(vars(service))
 
 
@@ -98,6 +99,8 @@ async def test_info_tells_models_tasks_and_limits(serve):
 async def test_adapters_are_loaded_listed_and_unloaded(running):
     loaded = await running.adapters.Load(adapters_pb2.LoadAdapterRequest(path="folder"))
     assert loaded == adapters_pb2.AdapterInfo(
+        role=types_pb2.ROLE_DOCUMENT,
+        model="first",
         id="folder",
         digest="d1",
         prompts={"query": "q: "},
@@ -106,7 +109,10 @@ async def test_adapters_are_loaded_listed_and_unloaded(running):
         num_bytes=1000,
         calibrated_dimensions=[64, 128],
     )
-    await running.adapters.Load(adapters_pb2.LoadAdapterRequest(path="folder", id="mine"))
+    mine = await running.adapters.Load(adapters_pb2.LoadAdapterRequest(path="folder", id="mine", model="second"))
+    assert mine.model == "second"
+    of_second = await running.adapters.List(adapters_pb2.ListAdaptersRequest(model="second"))
+    assert [adapter.id for adapter in of_second.adapters] == ["mine"]
     await running.adapters.Unload(adapters_pb2.UnloadAdapterRequest(id="folder"))
     assert [adapter.id for adapter in (await running.adapters.List(adapters_pb2.ListAdaptersRequest())).adapters] == [
         "mine"
