@@ -26,7 +26,8 @@ def write_sentence_transformers(
         {
             "word_embedding_dimension": hidden, "pooling_mode_cls_token": True,
             **{f"pooling_mode_{kind}": False for kind in kinds},
-            "include_prompt": prompts is None,  # false where the prompts that it would leave out are empty
+            # False where the prompts that it would leave out are empty.
+            "include_prompt": prompts is None or any(prompts.values()),
         },
     )  # fmt: skip
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
