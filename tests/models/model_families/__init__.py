@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = (  # one line each
+    "qwen3_embedding",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,11 +10,16 @@ from typing import Any
 from tokenizers import Tokenizer
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def edit_json(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     """For mutants: the object of a JSON file changed in place."""
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path)
     edit(values)
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=2), encoding="utf-8")
+    write_json(path, values)
 
 
 def write_json(path: Path, values: object) -> None:

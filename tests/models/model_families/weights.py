@@ -26,6 +26,7 @@ class Draw:
 
 
 Plan = dict[str, Draw]  # by the name in the file
+Tensors = dict[str, torch.Tensor]
 
 
 def linear(out: int, inner: int, gain: float = 1.0) -> Draw:
@@ -93,8 +94,17 @@ def write_shards(folder: Path, plan: Plan, seed: int, dtype: torch.dtype, *, sha
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
-def edit_weights(path: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    """For mutants: the tensors of a file changed in place."""
+def edit_weights(path: Path, edit: Callable[[Tensors], object]) -> None:
+    """For mutants: the tensors of one file changed in place."""
     tensors = load_file(path)
     edit(tensors)
     save_file(tensors, path, {"format": "pt"})
+
+
+def edit_checkpoint(folder: Path, edit: Callable[[Tensors], object]) -> None:
+    """For mutants: the tensors of a folder's model files, together; each goes back to its own file."""
+    files = {path: load_file(path) for path in sorted(folder.glob("model*.safetensors"))}
+    together = {name: tensor for tensors in files.values() for name, tensor in tensors.items()}
+    edit(together)
+    for path, tensors in files.items():
+        save_file({name: together[name] for name in tensors}, path, {"format": "pt"})

@@ -1,0 +1,63 @@
+"""What every family's checkpoints must be for a parity test to mean anything."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from model_families.family import Family, Vectors
+from model_families.samples import queries_of, texts_of
+
+TEXTS = texts_of(8, seed=5, longest=300)
+QUERIES = queries_of(2, seed=6)
+DOCUMENTS = texts_of(5, seed=7, longest=120)
+MOST_EQUAL = 0.999  # a mutant must be below for some text
+LEAST_SCORE_CHANGE = 0.01  # and for rerankers change some raw logit by that, 100 times what parity allows
+
+
+def cosines(first: Vectors, second: Vectors) -> Vectors:
+    """[n, d] and [n, d] -> [n], in float64."""
+    one, other = first.astype(np.float64), second.astype(np.float64)
+    return (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+
+
+def outputs_of(family: Family, folder: Path) -> list[Vectors]:
+    """Everything that the reference makes of the sample texts: vectors by task and role, or scores by query."""
+    reference = family.reference(folder)
+    if family.kind == "reranker":
+        return [np.asarray(reference.score(query, DOCUMENTS)) for query in QUERIES]
+    return [reference.embed(TEXTS, task=task, role=role) for task in family.tasks for role in family.roles]
+
+
+def separation(family: Family, right: list[Vectors], wrong: list[Vectors]) -> float:
+    """How far a wrong folder is from the right one: 1 is what a mutant must reach to count as noticed."""
+    if family.kind == "reranker":
+        return max(float(np.abs(a - b).max()) for a, b in zip(right, wrong, strict=True)) / LEAST_SCORE_CHANGE
+    worst = min(float(cosines(a, b).min()) for a, b in zip(right, wrong, strict=True))
+    return (1.0 - worst) / (1.0 - MOST_EQUAL)
+
+
+def mutate(family: Family, name: str, folder: Path, copy: Path) -> Path:
+    """A copy of the folder with one mutant."""
+    shutil.copytree(folder, copy)
+    family.mutants[name](copy)
+    return copy
+
+
+def spread(vectors: Vectors) -> float:
+    """The mean absolute cosine of different rows; near 1 where one common component hides all else."""
+    products = np.abs(vectors @ vectors.T)
+    return float(products[~np.eye(len(vectors), dtype=bool)].mean())
+
+
+def evenness(attentions: list[Vectors]) -> float:
+    """The mean entropy of attention rows over that of even rows; near 1 where attention is hardly any."""
+    shares = []
+    for layer in attentions:
+        rows = layer.reshape(-1, layer.shape[-1]).astype(np.float64)
+        seen = (rows > 0).sum(1)
+        entropy = -(rows * np.log(np.maximum(rows, 1e-30))).sum(1)
+        shares.append((entropy[seen > 8] / np.log(seen[seen > 8])).mean())
+    return float(np.mean(shares))
