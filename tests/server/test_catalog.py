@@ -168,46 +168,6 @@ def test_a_prompt_of_one_side_lies_in_that_side_s_space_however_it_is_named() ->
     assert plain.route(Instruction(), FULL).space == plain.route(DOCUMENT, FULL).space  # a document has no prompt
 
 
-def test_a_free_instruction_is_a_query_comparable_with_plain_documents() -> None:
-    catalog = make_catalog(contract=QWEN)
-    for instruction in (
-        Instruction(instruction="match {query}"),
-        Instruction(task="retrieval", instruction="match {query}"),
-        Instruction(role=Role.QUERY, instruction="match {query}"),
-    ):
-        route = catalog.route(instruction, FULL)
-        assert route.prompt == "Instruct: match {query}\nQuery:"
-        assert route.role is Role.QUERY
-        assert route.space == catalog.route(DOCUMENT, FULL).space
-
-
-@pytest.mark.parametrize(
-    ("instruction", "words"),
-    [
-        (Instruction(instruction="x", role=Role.DOCUMENT), "stands before queries only, the text's role is 'document'"),
-        (Instruction(instruction="x", task="retrieval.passage"), "leave it out for documents"),
-        (Instruction(instruction="x", prompt="y"), "an instruction and a prompt; name one of them"),
-        (Instruction(instruction="x", prompt_name="query"), "an instruction and a prompt; name one of them"),
-        (Instruction(instruction=""), "the instruction is empty; leave it out"),
-    ],
-)
-def test_what_a_free_instruction_cannot_be(instruction: Instruction, words: str) -> None:
-    with pytest.raises(InvalidRequest, match=words):
-        make_catalog(contract=QWEN).route(instruction, FULL)
-
-
-def test_a_family_without_a_template_refuses_instructions() -> None:
-    with pytest.raises(InvalidRequest, match="'test' have no template for a free instruction; send the literal prefix"):
-        make_catalog(prompts=E5).route(Instruction(instruction="x"), FULL)
-
-
-def test_a_pooling_that_leaves_prompts_out_refuses_them() -> None:
-    catalog = make_catalog(contract=replace(CONTRACT, takes_prompts=False))
-    assert catalog.route(Instruction(prompt=""), FULL).prompt == ""
-    with pytest.raises(InvalidRequest, match="send the text without one"):
-        catalog.route(Instruction(prompt="x: "), FULL)
-
-
 def test_the_sides_of_a_task_may_have_adapters_of_their_own_in_one_space() -> None:
     catalog = make_catalog(*SIDES, MATCHING)
     query, document = catalog.route(QUERY, FULL), catalog.route(DOCUMENT, FULL)
