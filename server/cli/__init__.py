@@ -1,7 +1,7 @@
 """The command line: ``embedmux COMMAND``. Commands are imported when they run, so ``embedmux embed`` never loads torch.
 
 Exit codes: 0 done; 1 failed, with one line on stderr that says why; 2 the command line itself is wrong; 3 some texts
-of ``embedmux embed`` failed; 130 interrupted.
+of ``embedmux embed`` or documents of ``embedmux rerank`` failed; 130 interrupted.
 """
 
 import difflib
@@ -20,7 +20,11 @@ COMMANDS = {
     "demo": ("embedmux.server.cli.demo:demo", "See it work: start a server, embed four tasks in one request, stop."),
     "serve": ("embedmux.server.cli.serve:serve", "Serve a model and its task adapters over gRPC."),
     "embed": ("embedmux.server.cli.embed:embed", "Embed texts or JSONL files with a running server."),
-    "tasks": ("embedmux.server.cli.tasks:tasks", "List the tasks of a server: adapters, prompts, spaces."),
+    "rerank": ("embedmux.server.cli.rerank:rerank", "Order documents by how well they answer a query."),
+    "tasks": (
+        "embedmux.server.cli.tasks:tasks",
+        "List the models of a server and their tasks: adapters, prompts, spaces.",
+    ),
     "adapters": ("embedmux.server.cli.adapters:app", "Check adapter folders; list, load and unload adapters."),
     "models": ("embedmux.server.cli.models:models", "List the known families, or what a model would be served as."),
     "convert": ("embedmux.server.cli.convert:convert", "Convert a model's pickled weights to safetensors, offline."),

@@ -15,7 +15,7 @@ from embedmux.server.errors import EmbedmuxError, InvalidRequest
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 STDIN = "-"
-OWN_FIELDS = ("task", "role", "adapter", "prompt_name", "prompt")
+OWN_FIELDS = ("task", "role", "adapter", "prompt_name", "prompt", "instruction")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,21 @@ class Line:
 
 def check_inputs(arguments: Sequence[str]) -> None:
     """Refuses a misspelt option or a file that would otherwise be embedded by its name."""
+    refuse_options(arguments)
     for argument in arguments:
-        if argument.startswith("-") and argument != STDIN:
-            raise WrongUsage(f"no option {argument!r}; a text that starts with a hyphen can be given as a JSON line")
         if not is_file(argument) and os.path.isfile(argument):
             raise WrongUsage(
                 f"{argument!r} is a file, but only {' and '.join(SUFFIXES)} files are read; "
                 f"write one JSON object with a field `text` a line, or pipe them in with {STDIN!r}"
+            )
+
+
+def refuse_options(arguments: Sequence[str]) -> None:
+    """Refuses what was meant as an option, where texts may start with a hyphen for the sake of ``-``."""
+    for argument in arguments:
+        if argument.startswith("-") and argument != STDIN:
+            raise WrongUsage(
+                f"no option {argument!r}; a text that starts with a hyphen can be given as a line of input"
             )
 
 
@@ -62,6 +70,27 @@ def read_lines(arguments: Sequence[str], *, fields: Sequence[str] = ("text",)) -
         for line_number, raw in enumerate(raw_lines(argument), start=1):
             if raw.strip():
                 yield parse_line(raw, source=argument, number=line_number, fields=fields)
+
+
+def read_plain_lines(arguments: Sequence[str]) -> Iterator[Line]:
+    """Every line of stdin and of arguments that are files, each a text as it stands; other arguments are texts."""
+    for number, argument in enumerate(arguments, start=1):
+        if argument != STDIN and not os.path.isfile(argument):
+            yield Line("argument", number, str(number), Text(argument))
+            continue
+        for line_number, raw in enumerate(raw_lines(argument), start=1):
+            if raw.strip():
+                yield plain_line(raw, source=argument, number=line_number)
+
+
+def plain_line(raw: bytes, *, source: str, number: int) -> Line:
+    """One line as a text, without its end."""
+    place = f"{source}:{number}"
+    try:
+        return Line(source, number, place, Text(raw.decode().rstrip("\r\n")))
+    except UnicodeDecodeError as error:
+        reason = f"not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}"
+        return Line(source, number, place, None, InvalidRequest(reason))
 
 
 def is_file(argument: str) -> bool:

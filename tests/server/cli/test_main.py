@@ -34,7 +34,7 @@ def test_every_command_has_its_summary_in_the_list(run) -> None:
         assert f"│ {name} " in listed
 
 
-@pytest.mark.parametrize("name", ["demo", "embed", "tasks", "doctor"])
+@pytest.mark.parametrize("name", ["demo", "embed", "rerank", "tasks", "doctor"])
 def test_a_command_explains_itself(run, name: str) -> None:
     explained = run(name, "--help")
     assert explained.code == 0
