@@ -112,21 +112,21 @@ def _skipped_words(evidence: Evidence) -> tuple[str, ...]:
 
 def _complete(evidence: Evidence, contract: Contract, layout: Layout) -> Contract:
     tokens = evidence.tokens
-    markers = {prefix: _marker(evidence, prefix) for prefix in (layout.query_prefix, layout.document_prefix)}
+    query, document = _marker(evidence, layout.query_prefix), _marker(evidence, layout.document_prefix)
     late = LateContract(
         dimensions=layout.dimensions,
-        query_marker=markers[layout.query_prefix],
-        document_marker=markers[layout.document_prefix],
+        query_prefix=layout.query_prefix if query is None else "",
+        document_prefix=layout.document_prefix if document is None else "",
+        query_marker=query,
+        document_marker=document,
         query_tokens=layout.query_tokens,
         mask_token=_mask_token(evidence) if layout.query_tokens is not None else None,
         attends_to_expansion=layout.attends,
         skipped=tuple(sorted({found for word in layout.skipped_words if (found := tokens.find(word)) is not None})),
     )
-    texts = {"query": layout.query_prefix, "document": layout.document_prefix}
-    # A prefix that is no token is text like any other prompt, and stands before the checkpoint's own.
-    words = {name: prefix for name, prefix in texts.items() if prefix and markers[prefix] is None}
-    own = contract.prompts.by_name
-    merged = {**own, **{name: prefix + own.get(name, "").removeprefix(prefix) for name, prefix in words.items()}}
+    # A prefix may be listed among the prompts as well; it stands once.
+    prefixes = {"query": layout.query_prefix, "document": layout.document_prefix}
+    own = {name: text.removeprefix(prefixes.get(name, "")) for name, text in contract.prompts.by_name.items()}
     # PyLate saves max_seq_length without the marker's place; document_length counts it.
     positions = ARCHITECTURES[evidence.model_type].positions(evidence.config)
     return replace(
@@ -135,7 +135,7 @@ def _complete(evidence: Evidence, contract: Contract, layout: Layout) -> Contrac
         late=late,
         sizes=(layout.dimensions,),
         dense_modules=(),
-        prompts=Prompts(merged, contract.prompts.default_name),
+        prompts=Prompts(own, contract.prompts.default_name),
         max_tokens=min(positions, layout.document_tokens or contract.max_tokens),
     )
 

@@ -74,12 +74,18 @@ def test_pylate_without_expansion_needs_no_mask_token(tmp_path: Path) -> None:
     assert (late.query_tokens, late.mask_token) == (None, None)
 
 
-def test_a_prefix_that_is_no_token_is_text_before_the_checkpoints_own_prompt(tmp_path: Path) -> None:
-    said = settings(query_prefix="query: ", document_prefix="", query_length=32, prompts={"query": "ask "})
+def test_a_prefix_that_is_no_token_is_text(tmp_path: Path) -> None:
+    said = settings(query_prefix="query: ", document_prefix="", query_length=32)
+    late = read_contract(write(tmp_path, made.BERT, WORDS, MASK, PYLATE, said)).late
+    assert late is not None
+    assert (late.query_prefix, late.document_prefix) == ("query: ", "")
+    assert (late.query_marker, late.document_marker) == (None, None)
+
+
+def test_a_prefix_that_is_listed_among_the_prompts_stands_once(tmp_path: Path) -> None:
+    said = settings(query_prefix="[Q] ", document_prefix="[D] ", prompts={"query": "[Q] ask ", "document": "[D] "})
     contract = read_contract(write(tmp_path, made.BERT, WORDS, MASK, PYLATE, said))
-    assert contract.late is not None
-    assert (contract.late.query_marker, contract.late.document_marker) == (None, None)
-    assert contract.prompts.by_name == {"query": "query: ask "}
+    assert contract.prompts.by_name == {"query": "ask ", "document": ""}
 
 
 def test_the_layout_of_a_multi_vector_encoder(tmp_path: Path) -> None:
