@@ -5,6 +5,7 @@ and order them by float32 query x stored int8 row.
 """
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from sklearn.cluster import KMeans
 from embedmux.kernels import ops
 from embedmux.kernels.similarity.descale import fold_ranges, quantize_queries
 from embedmux.server.bridge.local import LocalEngine
+from embedmux.server.checkpoint.read import read_contract
 from embedmux.server.config import EngineConfig
 from embedmux.server.models import find_model
 from embedmux.server.records import BASE_MODEL, Encoding, OutputSpec, Truncate
+from embedmux.server.text.frames import Frame
 from embedmux.server.text.tokenizer import Tokenizer
 
 NAMES = ("recall_int8", "recall_binary", "recall_binary_rescored", "recall_pq_rescored", "recall_asym")
@@ -95,12 +98,12 @@ def vectors_of(data: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 def embed(engine: LocalEngine, texts: list[str]) -> torch.Tensor:
     """[n, 384] float32, the texts cut at 128 tokens."""
-    tokenizer = Tokenizer(find_model("minilm"), max_tokens=MAX_TOKENS)
-    output, found = OutputSpec(engine.model.dimensions, Encoding.FLOAT32), []
+    folder = find_model("minilm")
+    tokenizer = Tokenizer(folder, replace(read_contract(folder), max_tokens=MAX_TOKENS))
+    output, found = OutputSpec(engine.models[0].dimensions, Encoding.FLOAT32), []
     for start in range(0, len(texts), 500):
-        tokens = tokenizer.encode_now(texts[start : start + 500], Truncate.END)
-        ids = [text.ids for text in tokens]
-        vectors, errors = asyncio.run(engine.embed(ids, [BASE_MODEL] * len(ids), output, None))
+        tokens = tokenizer.encode_now([Frame("", text) for text in texts[start : start + 500]], Truncate.END)
+        vectors, errors = asyncio.run(engine.embed(0, tokens, [BASE_MODEL] * len(tokens), output, None))
         assert not errors, errors
-        found.append(np.frombuffer(vectors, dtype=np.float32).reshape(len(ids), -1))
+        found.append(np.frombuffer(vectors, dtype=np.float32).reshape(len(tokens), -1))
     return torch.from_numpy(np.concatenate(found))

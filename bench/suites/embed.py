@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,11 @@ from transformers import AutoModel, AutoTokenizer
 from embedmux.client.blocking import Client
 from embedmux.client.texts import Text
 from embedmux.server.bridge.local import LocalEngine
-from embedmux.server.config import EngineConfig
+from embedmux.server.checkpoint.read import read_contract
+from embedmux.server.config import EngineConfig, ModelConfig
 from embedmux.server.models import default_adapters, find_model
 from embedmux.server.records import BASE_MODEL, Encoding, OutputSpec, Truncate
+from embedmux.server.text.frames import Frame
 from embedmux.server.text.tokenizer import Tokenizer
 from embedmux.training.evaluate import METRICS, evaluate
 
@@ -123,19 +126,21 @@ def min_cosine(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def mixed_over_base(data: Path) -> float:
     """Throughput of four adapters in every batch over the bare model, same tokens, engine alone, bfloat16."""
-    config = EngineConfig(adapters=default_adapters("minilm"), dtype="bfloat16")
+    config = EngineConfig((ModelConfig("minilm", default_adapters("minilm")),), dtype="bfloat16")
     engine = LocalEngine(config)
-    tokenizer = Tokenizer(find_model("minilm"), max_tokens=MAX_TOKENS)
-    ids = [tokens.ids for tokens in tokenizer.encode_now(real_texts(data, NUM_TEXTS, seed=3), Truncate.END)]
-    handles = [engine.adapters[task].handle for task in TASKS]
-    mixed = [handle for handle, _ in zip(itertools.cycle(handles), ids)]
-    output = OutputSpec(engine.model.dimensions, Encoding.FLOAT32)
+    folder = find_model("minilm")
+    tokenizer = Tokenizer(folder, replace(read_contract(folder), max_tokens=MAX_TOKENS))
+    frames = [Frame("", text) for text in real_texts(data, NUM_TEXTS, seed=3)]
+    tokens = tokenizer.encode_now(frames, Truncate.END)
+    handles = [engine.adapters_of(0)[task].handle for task in TASKS]
+    mixed = [handle for handle, _ in zip(itertools.cycle(handles), tokens)]
+    output = OutputSpec(engine.models[0].dimensions, Encoding.FLOAT32)
 
     def run(adapters: list[int]) -> None:
-        asyncio.run(engine.embed(ids, adapters, output, None))
+        asyncio.run(engine.embed(0, tokens, adapters, output, None))
 
     seconds = interleaved(
-        {"base": lambda: run([BASE_MODEL] * len(ids)), "mixed": lambda: run(mixed)},
+        {"base": lambda: run([BASE_MODEL] * len(tokens)), "mixed": lambda: run(mixed)},
         rounds=3 * ROUNDS, title="mixed over base",
     )  # fmt: skip
     engine.close()

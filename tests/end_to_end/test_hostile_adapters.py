@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from embedmux.client.blocking import Client
 from embedmux.client.texts import Text
 from embedmux.proto import adapters_pb2
-from embedmux.server.backbones.spec import load_spec
+from embedmux.server.backbones.check import model_targets
 from embedmux.server.errors import AdapterConflict, AdapterRejected, InvalidRequest, NotFound
 
 HOSTILE = runpy.run_path(str(Path(__file__).parents[1] / "hostile" / "adapters.py"))
@@ -34,7 +34,7 @@ def before(server: Served) -> NDArray[Any]:
 @pytest.fixture(scope="module")
 def linears(model_folder: Path) -> dict[str, tuple[int, int]]:
     """MiniLM's linears, so that each hostile adapter has one defect only."""
-    return dict(load_spec(model_folder).targets)
+    return model_targets(model_folder)
 
 
 def test_every_hostile_adapter_is_refused_and_leaves_no_trace(

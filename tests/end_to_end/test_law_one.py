@@ -15,8 +15,10 @@ from end_to_end_support import ODD_TEXTS, Served, texts_of
 from embedmux.client.blocking import Client
 from embedmux.client.texts import Text
 from embedmux.server.bridge.local import LocalEngine
-from embedmux.server.config import EngineConfig
-from embedmux.server.records import BASE_MODEL, Encoding, OutputSpec, Truncate
+from embedmux.server.checkpoint.read import read_contract
+from embedmux.server.config import EngineConfig, ModelConfig
+from embedmux.server.records import BASE_MODEL, Encoding, OutputSpec, Tokens, Truncate
+from embedmux.server.text.frames import Frame
 from embedmux.server.text.tokenizer import Tokenizer
 
 FULL = OutputSpec(384, Encoding.FLOAT32)
@@ -29,7 +31,8 @@ def engine(request: pytest.FixtureRequest, adapter_root: Path) -> Iterator[Local
     """An engine whose batch takes everything that waits, so one call is one batch."""
     if request.param == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this processor has no fast bfloat16")
-    config = EngineConfig(dtype=request.param, adapters=adapter_root, max_batch_tokens=1 << 20)
+    models = (ModelConfig(adapters=adapter_root),)
+    config = EngineConfig(models, dtype=request.param, max_batch_tokens=1 << 20)
     local = LocalEngine(config)
     yield local
     local.close()
@@ -38,21 +41,23 @@ def engine(request: pytest.FixtureRequest, adapter_root: Path) -> Iterator[Local
 @pytest.fixture(scope="module")
 def sequences(model_folder: Path) -> list[list[int]]:
     """Token ids of 100 texts of 2 to 200 tokens."""
-    tokenizer = Tokenizer(model_folder, max_tokens=256)
-    found = tokenizer.encode_now([*ODD_TEXTS, *texts_of(88, seed=1)], Truncate.NONE)
+    tokenizer = Tokenizer(model_folder, read_contract(model_folder))
+    frames = [Frame("", text, "") for text in (*ODD_TEXTS, *texts_of(88, seed=1))]
+    found = tokenizer.encode_now(frames, Truncate.NONE)
     tokenizer.close()
     return [tokens.ids for tokens in found]
 
 
 def pool_of(engine: LocalEngine, sequences: list[list[int]]) -> list[Item]:
     """Every text under one adapter or none, and some under all."""
-    handles = [BASE_MODEL, *(engine.adapters[name].handle for name in RECIPES)]
+    handles = [BASE_MODEL, *(engine.adapters_of(0)[name].handle for name in RECIPES)]
     everywhere = [(ids, handle) for ids in sequences[:20] for handle in handles]
     return everywhere + [(ids, handles[i % len(handles)]) for i, ids in enumerate(sequences[20:])]
 
 
 async def rows_of(engine: LocalEngine, items: list[Item], output: OutputSpec = FULL) -> list[bytes]:
-    data, errors = await engine.embed([ids for ids, _ in items], [handle for _, handle in items], output, None)
+    tokens = [Tokens(ids, len(ids)) for ids, _ in items]
+    data, errors = await engine.embed(0, tokens, [handle for _, handle in items], output, None)
     assert not errors
     width = output.encoding.row_bytes(output.dimensions)
     return [data[start : start + width] for start in range(0, len(data), width)]
@@ -60,9 +65,9 @@ async def rows_of(engine: LocalEngine, items: list[Item], output: OutputSpec = F
 
 async def come_and_go(engine: LocalEngine, number: int) -> None:
     """Loads a spare adapter and unloads another, while a batch runs."""
-    await engine.load_adapter(SPARES[number % 3], f"spare-{number}")
+    await engine.load_adapter(0, SPARES[number % 3], f"spare-{number}")
     if number > 1:
-        await engine.unload_adapter(f"spare-{number - 2}")
+        await engine.unload_adapter(0, f"spare-{number - 2}")
 
 
 async def test_a_text_has_the_same_bits_alone_and_in_fifty_batches(
@@ -83,7 +88,7 @@ async def test_a_text_has_the_same_bits_alone_and_in_fifty_batches(
 async def test_sizes_and_encodings_in_one_batch_do_not_change_each_other(
     engine: LocalEngine, sequences: list[list[int]]
 ) -> None:
-    retrieval = engine.adapters["retrieval"].handle
+    retrieval = engine.adapters_of(0)["retrieval"].handle
     outputs = [
         FULL,
         OutputSpec(128, Encoding.INT8),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from embedmux.server.config import EngineConfig, Limits, ServeConfig
+from embedmux.server.config import EngineConfig, Limits, ModelConfig, ServeConfig
 from embedmux.server.errors import InvalidConfig
 
 
@@ -28,5 +28,11 @@ def test_drain_is_a_time(drain_s: float) -> None:
 
 
 def test_a_configuration_survives_the_process_border() -> None:
-    config = EngineConfig(adapters=Path("some/where"), dtype="bfloat16", threads=3, loads_adapters=False)
+    models = (ModelConfig("minilm", Path("some/where")), ModelConfig("folder/of/weights", name="other"))
+    config = EngineConfig(models, dtype="bfloat16", threads=3, loads_adapters=False)
     assert EngineConfig.from_json(config.to_json()) == config
+
+
+def test_two_models_need_two_names() -> None:
+    with pytest.raises(InvalidConfig, match="model 'minilm' is named twice"):
+        EngineConfig((ModelConfig("minilm"), ModelConfig("other", name="minilm")))

@@ -36,11 +36,8 @@ def reader(monkeypatch, tmp_path):
             raise AdapterRejected("adapter 'bad': target 'query' has rank 512, the limit is 256")
         return Adapter(path.name, "ab", str(path), "retrieval", {}, {"query": None}, {}, max_rank=8, num_bytes=2048)
 
-    class Spec:
-        targets = {"query": (4, 4)}  # noqa: RUF012
-
     monkeypatch.setattr(adapters_check, "read_adapter", read)
-    monkeypatch.setattr(adapters_check, "load_spec", lambda folder: Spec)
+    monkeypatch.setattr(adapters_check, "model_targets", lambda folder: {"query": (4, 4)})
     monkeypatch.setattr(adapters_check, "find_model", lambda name: tmp_path)
     assert directory.read_adapter is not read
     return tmp_path
