@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from embedmux.server.errors import ModelRejected
 
-MAX_JSON_BYTES = 1 << 20
+MAX_JSON_BYTES = 1 << 23  # tokenizer_config.json of the largest vocabularies has over a megabyte
 MAX_TOKENIZER_BYTES = 1 << 27  # of tokenizer.json; the largest published ones have some 35 MB
 MISSING: Any = object()
 HUB_CACHE = re.compile(r"models--[\w.-]+?--([\w.-]+)")  # a repository's folder there

@@ -24,7 +24,7 @@ REFUSED: dict[str, tuple[list[Any], str]] = {
     "no config": ([made.BERT, {"config.json": None}], r"config\.json is missing"),
     "broken config": ([made.BERT, {"config.json": "{"}], r"cannot read config\.json"),
     "config of another kind": ([made.BERT, {"config.json": []}], r"config\.json holds list, not an object"),
-    "large config": ([made.BERT, {"config.json": " " * (1 << 21)}], r"config\.json has 2097152 bytes, the limit"),
+    "large config": ([made.BERT, {"config.json": " " * (1 << 24)}], r"config\.json has 16777216 bytes, the limit"),
     "no tokenizer": ([made.BERT, {"tokenizer.json": None}], r"tokenizer\.json is missing; save its fast tokenizer"),
     "no model_type": ([{"hidden_size": 64}], r"config\.json has no model_type"),
     "unknown model_type": ([config("mpnet", "MPNetModel")], r"model_type is 'mpnet'; it must be one of bert, "),
