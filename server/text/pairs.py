@@ -15,6 +15,8 @@ class PairReader:
     def __init__(self, tokenizer: Tokenizer, *, max_tokens: int, max_query_share: float) -> None:
         if (found := specials.of_pair(tokenizer.library)) is None:
             raise ModelRejected("tokenizer.json has no tokens for plain letters and digits")
+        if not found.has_two_types:
+            raise ModelRejected("tokenizer.json gives a pair's tokens other types than zeros, then ones")
         self._tokenizer = tokenizer
         self._specials = found
         self._max_tokens = max_tokens

@@ -20,12 +20,14 @@ class PairSpecials:
     """Ids before, between and behind two texts.
 
     ``second``: where token type 1 begins, counted in tokens from the end of the first text; None if all are of type 0.
+    ``has_two_types``: whether the types are zeros and, from there on, ones.
     """
 
     head: list[int]
     middle: list[int]
     tail: list[int]
     second: int | None
+    has_two_types: bool
 
     @property
     def num_tokens(self) -> int:
@@ -59,6 +61,7 @@ def of_pair(tokenizer: FastTokenizer) -> PairSpecials | None:
         middle=ids[first_end:second],
         tail=ids[second + len(plain) :],
         second=types.index(1) - first_end if 1 in types else None,
+        has_two_types=set(types) <= {0, 1} and types == sorted(types),
     )
 
 

@@ -38,7 +38,7 @@ def byte_level(template: str | None, *, trims: bool = False) -> Tokenizer:
     steps = [processors.ByteLevel(trim_offsets=trims)]
     if template is not None:
         special = [(token, found.token_to_id(token)) for token in CHAT if token in template]
-        pair = template.replace("$A", "$A $B:1")
+        pair = template.replace("$A", "$A $B:1").replace("$B:1 <|endoftext|>", "$B:1 <|endoftext|>:1")
         steps.append(processors.TemplateProcessing(single=template, pair=pair, special_tokens=special))
     found.post_processor = processors.Sequence(steps)
     return found
