@@ -1,0 +1,156 @@
+"""Is every family what its reference says, and would it be noticed if it were not?"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from harness.report import Report
+from model_families import ALL
+from model_families.checks import DOCUMENTS, LEAST_SCORE_CHANGE, QUERIES, TEXTS, cosines, mutate
+from model_families.family import Family, Reference, Vectors
+from model_families.samples import texts_of
+from model_families.served import Served
+from rich.progress import track
+
+from embedmux.server.errors import ModelRejected
+
+NUM_TEXTS, LONGEST = 60, 580
+NUM_DOCUMENTS, LONGEST_DOCUMENT = 30, 400
+EQUAL, HALF_EQUAL, SCORE_ERROR, DIFFERENT = 0.99999, 0.999, 1e-4, 0.999
+# In half an hour one full size of each architecture; LONG=1 takes them all.
+FULL = (
+    "jina-v5-text-nano", "qwen3-embedding-0.6b", "bge-m3", "bge-base-en-v1.5", "gte-base-en-v1.5",
+    "gte-modernbert-base", "qwen3-reranker-0.6b",
+)  # fmt: skip
+
+
+@dataclass
+class Found:
+    """What was measured of one family at one size; 1.0 and 0.0 where there is nothing to measure."""
+
+    name: str
+    cos_fp32: float = 1.0
+    cos_bf16: float = 1.0
+    score_error: float = 0.0
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def passes(self) -> bool:
+        """Whether all of the family's numbers reach their bars."""
+        close = self.cos_fp32 >= EQUAL and self.cos_bf16 >= HALF_EQUAL and self.score_error <= SCORE_ERROR
+        return close and not self.faults
+
+
+def parity_figures(report: Report, *, is_long: bool) -> None:
+    """Adds cos_fp32_min, cos_bf16_min, score_fp32_max_error, families and mutants_killed."""
+    found: dict[str, list[Found]] = {}
+    mutants: dict[str, bool] = {}
+    with tempfile.TemporaryDirectory() as root:
+        for family in track(ALL, description="families, tiny"):
+            folder = Path(root) / "tiny" / family.name
+            family.build(folder, "tiny", 1)
+            found[family.name] = [examine(family, folder)]
+            mutants |= {f"{family.name}: {name}": caught for name, caught in hunt(family, folder, Path(root))}
+        full = [family for family in ALL if family.has_full and (is_long or family.name in FULL)]
+        for family in track(full, description="families, full size"):
+            started = time.monotonic()
+            folder = Path(root) / "full" / family.name
+            family.build(folder, "full", 2)
+            found[family.name].append(examine(family, folder))
+            shutil.rmtree(folder)
+            print(f"{family.name} at full size: {time.monotonic() - started:.0f} s", flush=True)
+    every = [one for ones in found.values() for one in ones]
+    for one in every:
+        if not one.passes:
+            print(f"{one.name}: {one}", flush=True)
+    for mutant in (name for name, caught in mutants.items() if not caught):
+        print(f"not noticed: {mutant}", flush=True)
+    sizes = f"{len(every)} checkpoints, {len(full)} of full size"
+    report.add("cos_fp32_min", min(one.cos_fp32 for one in every), "cosine", f">= {EQUAL}", sizes)
+    report.add("cos_bf16_min", min(one.cos_bf16 for one in every), "cosine", f">= {HALF_EQUAL}", "bf16 against fp32")
+    report.add("score_fp32_max_error", max(one.score_error for one in every), "logit", f"<= {SCORE_ERROR}")
+    passing = sum(all(one.passes for one in ones) for ones in found.values())
+    report.add("families", passing, "families", f">= {len(found)}", f"of {len(found)} in the table")
+    report.add("mutants_killed", sum(mutants.values()) / len(mutants), "share", ">= 1.0", f"of {len(mutants)}")
+
+
+def examine(family: Family, folder: Path) -> Found:
+    """A folder served in float32 and bfloat16 beside its reference."""
+    found, reference = Found(family.name), family.reference(folder)
+    if family.kind == "reranker":
+        documents = texts_of(NUM_DOCUMENTS, seed=3, longest=LONGEST_DOCUMENT)
+        with Served(folder) as served:
+            for query in QUERIES:
+                error = np.abs(served.score(query, documents) - reference.score(query, documents)).max()
+                found.score_error = max(found.score_error, float(error))
+        return found
+    texts = texts_of(NUM_TEXTS, seed=4, longest=LONGEST)
+    whole = {}
+    for dtype in ("float32", "bfloat16"):
+        with Served(folder, dtype=dtype) as served:
+            whole[dtype] = in_turns(family, served, texts)
+            if dtype == "float32":
+                found.faults = token_faults(family, served, reference, texts[:12])
+    found.cos_fp32 = float(cosines(whole["float32"], in_turns(family, reference, texts)).min())
+    found.cos_bf16 = float(cosines(whole["bfloat16"], whole["float32"]).min())
+    return found
+
+
+def in_turns(family: Family, model: Served | Reference, texts: list[str]) -> Vectors:
+    """Vectors of the texts, which take turns with the family's tasks and roles; token vectors end to end if there are
+    no others."""
+    if "dense" not in family.outputs:
+        rows = [model.tokens(texts, role) if isinstance(model, Served) else [model.tokens(text, role) for text in texts]
+                for role in family.roles if role is not None]  # fmt: skip
+        return np.concatenate([row for side in rows for row in side])
+    ways = [(task, role) for task in family.tasks for role in family.roles]
+    found: list[Vectors] = [np.empty(0)] * len(texts)
+    for turn, (task, role) in enumerate(ways):
+        chosen = range(turn, len(texts), len(ways))
+        rows = model.embed([texts[index] for index in chosen], task=task, role=role)
+        for index, row in zip(chosen, rows, strict=True):
+            found[index] = row
+    return np.stack(found)
+
+
+def token_faults(family: Family, served: Served, reference: Reference, texts: list[str]) -> list[str]:
+    """The tasks and roles for which the model does not read just what the reference says."""
+    return [
+        f"tokens of task {task}, role {role}"
+        for task in family.tasks
+        for role in family.roles
+        if served.token_ids(texts, task=task, role=role)
+        != [list(map(int, reference.token_ids(text, task=task, role=role))) for text in texts]
+    ]
+
+
+def hunt(family: Family, folder: Path, root: Path) -> list[tuple[str, bool]]:
+    """Each of the family's mutants, and whether the comparison with the right reference notices it."""
+    right, found = family.reference(folder), []
+    for name in family.mutants:
+        wrong = mutate(family, name, folder, root / "mutants" / family.name / name)
+        try:
+            served = Served(wrong)
+        except ModelRejected:
+            found.append((name, True))
+            continue
+        with served:
+            # A server that heals the fault agrees with the right reference; then the wrong one must stand out.
+            caught = differs(family, served, right)
+            found.append((name, caught or differs(family, served, family.reference(wrong))))
+        shutil.rmtree(wrong)
+    return found
+
+
+def differs(family: Family, served: Served, reference: Reference) -> bool:
+    """Whether some text's vector or score is clearly another one."""
+    if family.kind == "reranker":
+        errors = [np.abs(served.score(query, DOCUMENTS) - reference.score(query, DOCUMENTS)).max() for query in QUERIES]
+        return bool(max(errors) > LEAST_SCORE_CHANGE)
+    found, wanted = in_turns(family, served, TEXTS), in_turns(family, reference, TEXTS)
+    return found.shape != wanted.shape or bool(cosines(found, wanted).min() < DIFFERENT)
