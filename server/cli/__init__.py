@@ -21,10 +21,7 @@ COMMANDS = {
     "serve": ("embedmux.server.cli.serve:serve", "Serve a model and its task adapters over gRPC."),
     "embed": ("embedmux.server.cli.embed:embed", "Embed texts or JSONL files with a running server."),
     "rerank": ("embedmux.server.cli.rerank:rerank", "Order documents by how well they answer a query."),
-    "tasks": (
-        "embedmux.server.cli.tasks:tasks",
-        "List the models of a server and their tasks: adapters, prompts, spaces.",
-    ),
+    "tasks": ("embedmux.server.cli.tasks:tasks", "List a server's models and tasks: adapters, prompts, spaces."),
     "adapters": ("embedmux.server.cli.adapters:app", "Check adapter folders; list, load and unload adapters."),
     "models": ("embedmux.server.cli.models:models", "List the known families, or what a model would be served as."),
     "convert": ("embedmux.server.cli.convert:convert", "Convert a model's pickled weights to safetensors, offline."),

@@ -9,13 +9,14 @@ from cyclopts.validators import Number
 
 from embedmux.client.blocking import Client
 from embedmux.client.records import ModelInfo
-from embedmux.client.texts import EmbedOptions, EncodingName, RoleName, TruncateName
+from embedmux.client.texts import DENSE_ONLY, EmbedOptions, EncodingName, OutputName, RoleName, TruncateName
 from embedmux.server.cli.bulk import ErrorFile, answer
 from embedmux.server.cli.console import WrongUsage
 from embedmux.server.cli.lines import check_inputs, count_lines, read_lines
 from embedmux.server.cli.report import Shown, Tally, progress_bar
+from embedmux.server.cli.rows import Layout
 from embedmux.server.cli.vector_files import check_output, vector_file
-from embedmux.server.errors import NotFound, Unavailable
+from embedmux.server.errors import InvalidRequest, NotFound, Unavailable
 from embedmux.server.records import Encoding
 
 SOME_FAILED = 3
@@ -31,18 +32,23 @@ def embed(
     adapter: str | None = None,
     prompt_name: str | None = None,
     prompt: str | None = None,
+    instruction: str | None = None,
     dimensions: AtLeastOne | None = None,
+    force_dimensions: Annotated[bool, Parameter(negative="")] = False,
+    outputs: Annotated[tuple[OutputName, ...], Parameter(negative="", show_default=False)] = DENSE_ONLY,
     encoding: EncodingName = "float32",
     truncate: TruncateName = "none",
     model: str | None = None,
     field: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ("text",),
     batch_size: AtLeastOne = 64,
+    echo: Annotated[bool, Parameter(negative="")] = False,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
 ) -> int:
     """Embed texts or JSONL files with a running server.
 
     Inputs are texts, or files ending in .jsonl or .jsonl.gz, or - for JSONL on stdin. A line is a JSON object with a
-    field `text`; it may have an `id`, and a `task`, `role`, `adapter`, `prompt_name` or `prompt` of its own.
+    field `text`; it may have an `id`, and a `task`, `role`, `adapter`, `prompt_name`, `prompt` or `instruction` of its
+    own.
     Lines that fail do not stop the others: they are listed in OUTPUT's `.errors.jsonl` and the exit code is 3.
 
     Examples:
@@ -50,6 +56,8 @@ def embed(
         embedmux embed "how do plants eat light" --task retrieval --role query
 
         embedmux embed corpus.jsonl --task retrieval --role document -o corpus.safetensors
+
+        embedmux embed corpus.jsonl --outputs dense --outputs sparse -o corpus.safetensors
 
         zcat corpus.jsonl.gz | embedmux embed - --task clustering --encoding int8 --dimensions 256 -o corpus.parquet
 
@@ -69,18 +77,27 @@ def embed(
         A prompt by name, instead of the one for task and role.
     prompt
         A literal prefix, instead of any named prompt; empty for none.
+    instruction
+        Free words that say what is looked for, for models with a template; default: the model's own.
     dimensions
         Keep this many leading values; default: the model's full size.
+    force_dimensions
+        Take a size that the model does not declare.
+    outputs
+        What to make of a text: dense (one vector), sparse (weights by token id), tokens (one vector a token); repeat it
+        for several. Default: dense.
     encoding
         How values are stored.
     truncate
         What to do with texts over the model's limit: refuse them, or cut their end or start.
     model
-        A model by name; default: the server's first.
+        A model by name; default: the server's first embedder.
     field
         JSON field that holds the text; repeat it to join several by a space. Default: text.
     batch_size
         Texts in one request.
+    echo
+        Show the exact texts the model read, in the table.
     output
         Write vectors to this .safetensors or .parquet file; default: a table of the first texts.
     """
@@ -89,6 +106,8 @@ def embed(
     check_inputs(inputs)
     if output is not None:
         check_output(output)
+        if echo:
+            raise WrongUsage("--echo shows texts in the table, which --output replaces; leave one of them out")
     total = count_lines(inputs)
     options: EmbedOptions = {
         "task": task,
@@ -96,24 +115,29 @@ def embed(
         "adapter": adapter,
         "prompt_name": prompt_name,
         "prompt": prompt,
+        "instruction": instruction,
         "dimensions": dimensions,
+        "force_dimensions": force_dimensions,
+        "outputs": outputs,
+        "echo": echo,
         "encoding": encoding,
         "truncate": truncate,
         "model": model,
     }
     tally = Tally()
-    table = Shown(options)
     with ExitStack() as stack:
         client = stack.enter_context(Client(server))
-        size = dimensions or served_model(client, model).dimensions
+        size = (dimensions or served_model(client, model).dimensions) if "dense" in outputs else 0
+        layout = Layout(Encoding(encoding), size, tuple(dict.fromkeys(outputs)))
+        table = Shown(options, layout)
         probe(client, options)
         if output is not None:
-            file = stack.enter_context(vector_file(output, encoding=Encoding(encoding), dimensions=size))
+            file = stack.enter_context(vector_file(output, layout))
             errors = stack.enter_context(closing(ErrorFile(output.with_suffix(".errors.jsonl"))))
         bar = stack.enter_context(progress_bar())
         row = bar.add_task("embedding", total=total, rate="")
         lines = read_lines(inputs, fields=field)
-        for answered in answer(client, lines, options, batch_size=batch_size, dimensions=size):
+        for answered in answer(client, lines, options, batch_size=batch_size, layout=layout):
             if output is None:
                 table.add(answered)
             else:
@@ -130,17 +154,23 @@ def embed(
 
 def probe(client: Client, options: EmbedOptions) -> None:
     """Raises what would fail every line, such as a task that is not there, before any line is read."""
-    if any(options.get(name) for name in ("task", "adapter", "prompt_name")):
+    names = ("task", "adapter", "prompt_name", "instruction", "dimensions")
+    if any(options.get(name) for name in names) or options["outputs"] != DENSE_ONLY:
         for error in client.embed(PROBE, errors="return", **options).errors.values():
             raise error
 
 
 def served_model(client: Client, name: str | None) -> ModelInfo:
-    """The model called ``name``, or the server's first."""
+    """The embedder called ``name``, or the server's first."""
     info = client.info()
     if not info.models:
         raise Unavailable(f"{client.target} serves no model yet, it is {info.state}; try again when it is serving")
-    for model in info.models:
-        if name is None or model.name == name:
-            return model
-    raise NotFound(f"model {name!r} is not served; {client.target} has {', '.join(m.name for m in info.models)}")
+    embedders = {model.name: model for model in info.models if model.kind == "embedder"}
+    if name in embedders or (name is None and embedders):
+        return embedders[name or next(iter(embedders))]
+    known = ", ".join(embedders) or "none"
+    if name in [model.name for model in info.models]:
+        raise InvalidRequest(f"model {name!r} is a reranker; name an embedder of {client.target}: {known}")
+    if name is None:
+        raise NotFound(f"{client.target} serves rerankers only; serve an embedder too, --model repeats")
+    raise NotFound(f"model {name!r} is not served; {client.target} has {known}")

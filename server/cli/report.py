@@ -11,7 +11,9 @@ from rich.table import Table
 from embedmux.client.texts import EmbedOptions
 from embedmux.server.cli import console
 from embedmux.server.cli.bulk import Answered
+from embedmux.server.cli.rows import Layout
 
+TITLES = {"dense": "vector", "sparse": "weights by token id", "tokens": "token vectors"}
 MAX_SHOWN = 20  # a file of texts without --output is a look, not a job
 
 
@@ -55,34 +57,48 @@ class Tally:
 class Shown:
     """The first rows, for a person."""
 
-    def __init__(self, options: EmbedOptions) -> None:
+    def __init__(self, options: EmbedOptions, layout: Layout) -> None:
         self._options = options
-        self._table = Table("id", "text", "task", "role", "tokens", "space", "vector", header_style="bold")
+        self._layout = layout
+        self._table = Table("id", "text", "task", "role", "tokens", "space", header_style="bold")
         self._table.columns[4].justify = "right"
+        for output, title in TITLES.items():
+            if output in layout.outputs:
+                self._table.add_column(title)
 
     def add(self, answered: Answered) -> None:
         """Shows ``answered`` as far as there is room."""
         rows = answered.rows
         for index, line in enumerate(answered.lines[: max(0, MAX_SHOWN - self._table.row_count)]):
             text, space = line.text, rows.spaces[index]
-            if index in answered.errors:
-                vector = f"failed: {answered.errors[index]}"
-            else:
-                vector = ", ".join(f"{value:.3g}" for value in rows.vectors[index, :4].astype(np.float64)) + ", …"
             cut = f" of {rows.num_tokens_original[index]}"
             tokens = (
                 f"{rows.num_tokens[index]}{cut if rows.num_tokens[index] < rows.num_tokens_original[index] else ''}"
             )
+            read = repr(answered.rendered[index]) if answered.rendered and index not in answered.errors else None
             self._table.add_row(
                 line.id,
-                console.shorten(text.text, 40) if text else "",
+                read or (console.shorten(text.text, 40) if text else ""),
                 (text and text.task) or self._options.get("task") or "",
                 (text and text.role) or self._options.get("role") or "",
                 tokens,
                 console.short_space(space.id) if space else "",
-                vector,
+                *self._outputs(answered, index),
                 style="red" if index in answered.errors else None,
             )
+
+    def _outputs(self, answered: Answered, index: int) -> list[str]:
+        """What one text became: the start of each output, or why there is none."""
+        if index in answered.errors:
+            return [f"failed: {answered.errors[index]}"]
+        rows, found = answered.rows, []
+        if "dense" in self._layout.outputs:
+            found.append(", ".join(f"{value:.3g}" for value in rows.vectors[index, :4].astype(np.float64)) + ", …")
+        if rows.sparse is not None:
+            found.append(shown_weights(rows.sparse.weights_of(index)))
+        if rows.tokens is not None:
+            found.append(f"{len(rows.tokens.rows_of(index))} × {rows.tokens.dimensions}")
+        return found
 
     def show(self, num_texts: int) -> None:
         """Prints the table, and how many rows it leaves out."""
@@ -90,6 +106,13 @@ class Shown:
         if num_texts > self._table.row_count:
             more = num_texts - self._table.row_count
             console.messages().print(f"{more:,} more are not shown; --output FILE keeps the vectors")
+
+
+def shown_weights(weights: dict[int, float]) -> str:
+    """The heaviest token ids of a text, and how many there are."""
+    heaviest = sorted(weights.items(), key=lambda item: (-item[1], item[0]))[:3]
+    shown = ", ".join(f"{id}: {weight:.3g}" for id, weight in heaviest)
+    return f"{shown}, … ({len(weights)} ids)" if len(weights) > len(heaviest) else shown
 
 
 def progress_bar() -> Progress:

@@ -5,9 +5,8 @@ from typing import Protocol, Self
 
 from embedmux.server.cli.console import WrongUsage
 from embedmux.server.cli.parquet_file import ParquetFile
-from embedmux.server.cli.rows import Rows
+from embedmux.server.cli.rows import Layout, Rows
 from embedmux.server.cli.safetensors_file import SafetensorsFile
-from embedmux.server.records import Encoding
 
 WRITERS: dict[str, type[SafetensorsFile] | type[ParquetFile]] = {
     ".safetensors": SafetensorsFile,
@@ -31,6 +30,6 @@ def check_output(path: Path) -> None:
         raise WrongUsage(f"output {str(path)!r}: there is no folder {str(path.parent)!r}")
 
 
-def vector_file(path: Path, *, encoding: Encoding, dimensions: int) -> VectorFile:
+def vector_file(path: Path, layout: Layout) -> VectorFile:
     """The writer for the path's suffix."""
-    return WRITERS[path.suffix](path, encoding, dimensions)
+    return WRITERS[path.suffix](path, layout)

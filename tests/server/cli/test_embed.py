@@ -150,6 +150,9 @@ def test_texts_without_output_make_a_table_of_the_first(run, fake) -> None:
         (["a", "-o", "out.csv"], 2, "must end in .safetensors or .parquet"),
         (["a", "-o", "nowhere/out.parquet"], 2, "there is no folder 'nowhere'"),
         (["a", "--model", "large"], 1, "model 'large' is not served; {address} has fake"),
+        (["a", "--model", "judge"], 1, "model 'judge' is a reranker; name an embedder of {address}: fake"),
+        (["a", "--echo", "-o", "out.parquet"], 2, "--echo shows texts in the table"),
+        (["a", "--outputs", "score"], 2, "--outputs"),
     ],
 )
 def test_what_cannot_work_is_said_at_once(run, fake, words: list[str], code: int, message: str) -> None:
@@ -178,3 +181,81 @@ def test_a_line_is_at_most_a_window_of_requests_ahead(run, fake, tmp_path: Path)
     source = write_lines(tmp_path / "in.jsonl", GOOD)
     assert run("embed", source, "--server", fake.address, "--batch-size", "7").code == 0
     assert [len(request.texts) for request in fake.requests] == [7] * 21 + [3]
+
+
+BATCHED = [{"text": "a b"}, "nonsense", {"text": "fail NOT_FOUND"}, {"text": "b b c"}, "more nonsense", {"text": "d"}]
+
+
+def write_batches(path: Path) -> str:
+    """Lines of which every other one is no JSON object; the third batch of two has nothing to send."""
+    lines = [*BATCHED[:4], "bad", "worse", *BATCHED[4:]]
+    return write_lines(path, lines)
+
+
+@pytest.mark.parametrize("encoding", ["float32", "bfloat16"])
+def test_sparse_weights_and_token_vectors_are_kept_in_safetensors(run, fake, tmp_path: Path, encoding: str) -> None:
+    source, target = write_batches(tmp_path / "in.jsonl"), tmp_path / "out.safetensors"
+    words = ["--outputs", "sparse", "--outputs", "tokens", "--outputs", "dense", "--batch-size", "2"]
+    done = run("embed", source, "--server", fake.address, *words, "--encoding", encoding, "-o", str(target))
+    assert done.code == 3
+    with Client(fake.address) as client:
+        expected = client.embed(["a b", "b b c", "d"], outputs=("dense", "sparse", "tokens"), encoding=encoding)
+    sparse, tokens = expected.sparse, expected.tokens
+    assert sparse is not None and tokens is not None
+    torch = pytest.importorskip("torch")
+    with safe_open(target, framework="pt") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        assert file.metadata()["outputs"] == "sparse,tokens,dense" and file.metadata()["token_dimensions"] == "6"
+    assert found["status"].tolist() == [0, 3, 5, 0, 3, 3, 3, 0]
+    assert found["sparse_offsets"].tolist() == [0, 2, 2, 2, 4, 4, 4, 4, 5]
+    np.testing.assert_array_equal(found["sparse_ids"].to(torch.int64).numpy(), sparse.ids)
+    np.testing.assert_array_equal(found["sparse_weights"].numpy(), sparse.weights)
+    assert found["token_offsets"].tolist() == [0, 2, 2, 2, 5, 5, 5, 5, 6]
+    np.testing.assert_array_equal(found["token_vectors"].float().numpy(), tokens.vectors)
+    np.testing.assert_array_equal(found["vectors"].float().numpy()[[0, 3, 7]], expected.vectors)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.errors.jsonl", "out.safetensors"]
+
+
+def test_only_sparse_weights_leave_the_dense_tensor_out(run, fake, tmp_path: Path) -> None:
+    target = tmp_path / "out.safetensors"
+    words = ["embed", "a b b", "c", "--outputs", "sparse", "--server", fake.address, "-o", str(target)]
+    assert run(*words).code == 0
+    with safe_open(target, framework="pt") as file:
+        assert "vectors" not in file.keys() and "token_vectors" not in file.keys()  # noqa: SIM118
+        assert sorted(file.get_tensor("sparse_weights").tolist()) == [1, 1, 2]
+
+
+def test_sparse_weights_and_token_vectors_are_kept_in_parquet(run, fake, tmp_path: Path) -> None:
+    source, target = write_batches(tmp_path / "in.jsonl"), tmp_path / "out.parquet"
+    words = ["--outputs", "sparse", "--outputs", "tokens", "--batch-size", "2", "--server", fake.address]
+    assert run("embed", source, *words, "-o", str(target)).code == 3
+    with Client(fake.address) as client:
+        expected = client.embed(["a b", "b b c", "d"], outputs=("sparse", "tokens"))
+    sparse, tokens = expected.sparse, expected.tokens
+    assert sparse is not None and tokens is not None
+    rows = parquet.read_table(target).to_pylist()
+    assert "vector" not in rows[0] and [row["status"] for row in rows] == [0, 3, 5, 0, 3, 3, 3, 0]
+    for text, place in enumerate((0, 3, 7)):
+        assert dict(zip(rows[place]["sparse_ids"], rows[place]["sparse_weights"], strict=True)) == sparse.weights_of(
+            text
+        )
+        np.testing.assert_array_equal(np.array(rows[place]["token_vectors"], np.float32), tokens.rows_of(text))
+    assert all(rows[place]["sparse_ids"] == rows[place]["token_vectors"] == [] for place in (1, 2, 4, 5, 6))
+
+
+def test_the_table_shows_outputs_and_what_the_model_read(run, fake) -> None:
+    words = ["--outputs", "dense", "--outputs", "sparse", "--outputs", "tokens", "--echo", "--instruction", "find it"]
+    done = run("embed", "a b b c d", "--server", fake.address, *words)
+    assert done.code == 0
+    assert "'find it|a b b c d'" in done.out and "5 × 6" in done.out
+    assert ": 2, " in done.out and "… (4 ids)" in done.out
+
+
+def test_options_and_lines_bring_instructions_and_forced_sizes(run, fake, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"text": "a", "instruction": "find b"}, {"text": "c"}])
+    words = ["--instruction", "find a", "--dimensions", "5", "--force-dimensions"]
+    assert run("embed", source, "--server", fake.address, *words).code == 0
+    probe, request = fake.requests
+    assert [text.text for text in probe.texts] == ["probe"] and probe.force_dimensions
+    assert request.force_dimensions and request.dimensions == 5 and not request.echo
+    assert [text.instruction.instruction for text in request.texts] == ["find b", "find a"]
