@@ -111,10 +111,10 @@ class Backbone:
         self.words = checkpoint.take("embeddings.word_embeddings.weight", (shape.vocab_size, hidden), dtype)
         self.types = checkpoint.take(types, (shape.num_types, hidden), dtype) if shape.num_types else None
         self.norm = _norm(shape, "embeddings.LayerNorm", checkpoint, dtype)
-        steps = torch.arange(0, shape.head_size, 2, dtype=torch.float64) / shape.head_size
+        steps = torch.arange(0, shape.head_size, 2, dtype=torch.float32) / shape.head_size
         rotary = Rotary(
             theta=shape.theta, size=shape.head_size, positions=shape.max_positions, device=checkpoint.device,
-            inverse=shape.theta**-steps / shape.divisor,
+            inverse=1.0 / shape.theta**steps / shape.divisor,
         )  # fmt: skip
         linears = {linear.name: linear for linear in shape.linears}
         self.layers = [

@@ -106,18 +106,19 @@ class PreNorm:
 
 
 class Rotary:
-    """Rotary positions: cos and sin [positions, R / 2] float32 of theta^(-2 i / R), computed in float64.
+    """Rotary positions: cos and sin [positions, R / 2] of theta^(-2 i / R), or of other frequencies [R / 2] given.
 
-    ``scale`` multiplies, ``inverse`` replaces, the angles' frequencies [R / 2].
+    Frequencies and angles are rounded to float32 as in transformers and in the code that models are trained with: at
+    position 600 an angle is 3e-5 off, which those weights expect and which exact angles would show in their vectors.
     """
 
     def __init__(
         self, *, theta: float, size: int, positions: int, device: torch.device, inverse: torch.Tensor | None = None
     ) -> None:
         if inverse is None:
-            inverse = theta ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
-        angles = torch.outer(torch.arange(positions, dtype=torch.float64), inverse.to(torch.float64))
-        self.cos, self.sin = (part.to(torch.float32).to(device) for part in (angles.cos(), angles.sin()))
+            inverse = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
+        angles = torch.outer(torch.arange(positions, dtype=torch.float32), inverse.to(torch.float32))
+        self.cos, self.sin = angles.cos().to(device), angles.sin().to(device)
 
     def __call__(
         self, q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor,
