@@ -31,9 +31,9 @@ LARGE = Published(
     layers=24, hidden=1024, heads=16, inner=4096, vocabulary=30528, types=2, theta=160000.0, ntk=2.0,
     is_multilingual=False,
 )  # fmt: skip
-MULTILINGUAL = Published(prefix="new.", dtype=torch.float16, has_classifier=True)
+MULTILINGUAL = Published(prefix="new.", dtype=torch.float16, has_classifier=True, tiny_hidden=192)
 NATIVE = replace(MULTILINGUAL, model_type="gte")
-ARCTIC = Published(theta=160000.0, ntk=None, model_type="gte", prompts={"query": "query: "})
+ARCTIC = Published(theta=160000.0, ntk=None, model_type="gte", prompts={"query": "query: "}, tiny_hidden=320)
 
 
 def _build(published: Published) -> Callable[[Path, Size, int], None]:
@@ -87,6 +87,6 @@ FAMILIES = (
     _embedder("gte-base-en-v1.5", BASE),
     _embedder("gte-large-en-v1.5", LARGE),
     _embedder("gte-multilingual-base", MULTILINGUAL),
-    _embedder("gte-multilingual-base-transformers", NATIVE),
+    _embedder("transformers-gte-multilingual-base", NATIVE),
     _embedder("snowflake-arctic-embed-m-v2.0", ARCTIC),
 )

@@ -43,12 +43,17 @@ class Published:
     model_type: str = "new"
     prompts: dict[str, str] | None = None
     max_tokens: int = 8192
+    peak: float = 1.25  # gain of queries and keys, see weights.linear
+    branch: float = 0.5  # what a block adds to its input, against the unit of that
+    tiny_hidden: int = 64
 
     def at(self, size: Size) -> Published:
-        """The same model, small enough for tests."""
+        """The same model, small enough for tests, and sharper: see modernbert_layout."""
         if size == "full":
             return self
-        return replace(self, layers=3, hidden=64, heads=4, inner=96, max_tokens=1024)
+        return replace(
+            self, layers=3, hidden=self.tiny_hidden, heads=4, inner=96, max_tokens=1024, peak=2.0, branch=2.0
+        )
 
 
 def weight_plan(shape: Published, vocabulary: int) -> Plan:
@@ -60,12 +65,12 @@ def weight_plan(shape: Published, vocabulary: int) -> Plan:
     norms = ["embeddings.LayerNorm"]
     for i in range(shape.layers):
         layer = f"encoder.layer.{i}"
-        plan[f"{layer}.attention.qkv_proj.weight"] = linear(3 * hidden, hidden, gain=2.0)
+        plan[f"{layer}.attention.qkv_proj.weight"] = linear(3 * hidden, hidden, gain=shape.peak)
         plan[f"{layer}.attention.qkv_proj.bias"] = shift(3 * hidden)
-        plan[f"{layer}.attention.o_proj.weight"] = linear(hidden, hidden)
+        plan[f"{layer}.attention.o_proj.weight"] = linear(hidden, hidden, gain=shape.branch / shape.peak)
         plan[f"{layer}.attention.o_proj.bias"] = shift(hidden)
         plan[f"{layer}.mlp.up_gate_proj.weight"] = linear(2 * inner, hidden)
-        plan[f"{layer}.mlp.down_proj.weight"] = linear(hidden, inner, gain=2.0)
+        plan[f"{layer}.mlp.down_proj.weight"] = linear(hidden, inner, gain=shape.branch)
         plan[f"{layer}.mlp.down_proj.bias"] = shift(hidden)
         norms += [f"{layer}.attn_ln", f"{layer}.mlp_ln"]
     for norm in norms:

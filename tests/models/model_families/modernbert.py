@@ -31,6 +31,7 @@ MULTILINGUAL_97M = Published(
 MULTILINGUAL_311M = Published(
     vocabulary=262152, global_theta=150000.0, local_theta=160000.0, classifier_pooling="cls", max_tokens=32768,
     has_rope_parameters=True, prompts={"query": "", "document": ""}, first="<bos>", last=None, pad="<pad>",
+    tiny_hidden=256,
 )  # fmt: skip
 
 

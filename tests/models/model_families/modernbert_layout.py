@@ -40,14 +40,21 @@ class Published:
     last: str | None = "[SEP]"
     pad: str = "[PAD]"
     prompts: dict[str, str] | None = None
+    peak: float = 1.25  # gain of queries and keys, see weights.linear
+    branch: float = 0.5  # what a block adds to the residual, against its inputs' unit
+    tiny_hidden: int = 64
 
     def at(self, size: Size) -> Published:
-        """The same model, small enough for tests."""
+        """The same model, small enough for tests, and sharper: attention far from uniform, blocks that change much.
+
+        Many such layers in a row would be chaos, in which bfloat16 says nothing about who computes it.
+        """
         if size == "full":
             return self
         return replace(
-            self, layers=4 if self.layers > 12 else 3, hidden=64, heads=4, inner=96, window=WINDOW, max_tokens=1024
-        )
+            self, layers=4 if self.layers > 12 else 3, hidden=self.tiny_hidden, heads=4, inner=96, window=WINDOW,
+            max_tokens=1024, peak=2.0, branch=2.0,
+        )  # fmt: skip
 
 
 def weight_plan(shape: Published, vocabulary: int) -> Plan:
@@ -60,10 +67,10 @@ def weight_plan(shape: Published, vocabulary: int) -> Plan:
     }
     for i in range(shape.layers):
         layer = f"layers.{i}"
-        plan[f"{layer}.attn.Wqkv.weight"] = linear(3 * hidden, hidden, gain=2.0)
-        plan[f"{layer}.attn.Wo.weight"] = linear(hidden, hidden)
+        plan[f"{layer}.attn.Wqkv.weight"] = linear(3 * hidden, hidden, gain=shape.peak)
+        plan[f"{layer}.attn.Wo.weight"] = linear(hidden, hidden, gain=shape.branch / shape.peak)
         plan[f"{layer}.mlp.Wi.weight"] = linear(2 * inner, hidden)
-        plan[f"{layer}.mlp.Wo.weight"] = linear(hidden, inner, gain=2.0)
+        plan[f"{layer}.mlp.Wo.weight"] = linear(hidden, inner, gain=shape.branch)
         plan[f"{layer}.mlp_norm.weight"] = scale(hidden)
         if i:
             plan[f"{layer}.attn_norm.weight"] = scale(hidden)
