@@ -15,10 +15,24 @@ def test_tasks_shows_prompts_with_their_spaces(run, fake) -> None:
     assert "'Query: '" in done.out and "classification" in done.out
 
 
+def test_tasks_tells_each_model_and_what_it_can_do(run, fake) -> None:
+    embedder, judge = run("tasks", "--server", fake.address).out.split("\n\n")
+    assert embedder.startswith("fake  embedder of family fakes · 12 dimensions (or 4, any from 8) · 8 tokens")
+    assert "dense and sparse and tokens" in embedder
+    assert r"takes instructions: 'Instruct: {instruction}\nQuery:'" in embedder
+    assert "default instruction: 'find it'" in embedder and "note: answers by rule" in embedder
+    assert judge.startswith("judge  reranker of family judges · score = sigmoid(logit) · 8 tokens")
+    assert "dimensions" not in judge and "adapter" not in judge
+
+
 def test_adapters_are_listed_loaded_and_unloaded(run, fake) -> None:
-    assert "1.5 MB" in run("adapters", "list", "--server", fake.address).out
+    listed = run("adapters", "list", "--server", fake.address).out
+    assert "1.5 MB" in listed and "│ fake  │ retrieval, query" in listed
+    assert "has no adapters" in run("adapters", "list", "--model", "judge", "--server", fake.address).out
     loaded = run("adapters", "load", "legal/v2", "--id", "legal", "--server", fake.address)
     assert loaded.code == 0 and loaded.out.startswith("loaded legal: task legal, rank 8, 36 linears")
+    of_other = run("adapters", "unload", "legal", "--model", "judge", "--server", fake.address)
+    assert of_other.code == 1 and "not loaded" in of_other.err
     assert run("adapters", "unload", "legal", "--server", fake.address).out == "unloaded legal\n"
     again = run("adapters", "unload", "legal", "--server", fake.address)
     assert (again.code, again.err) == (1, "error: adapter 'legal' is not loaded\n")
