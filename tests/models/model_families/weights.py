@@ -49,36 +49,44 @@ def shift(size: int, std: float = 0.2) -> Draw:
     return Draw((size,), std)
 
 
-def draw(plan: Plan, name: str, seed: int, *, key: str | None = None) -> torch.Tensor:
-    """The float32 tensor of one name, the same whatever else is drawn. ``key`` stands for the name in the draw, so that
-    files which differ in names only hold the same numbers."""
-    generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32((key or name).encode()))
+def draw(plan: Plan, name: str, seed: int) -> torch.Tensor:
+    """The float32 tensor of one name, the same whatever else is drawn."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))  # it takes 32 bits, no more
     recipe = plan[name]
     return torch.randn(recipe.shape, generator=generator).mul_(recipe.std).add_(recipe.mean)
 
 
+def header_of(plan: Plan, dtype: torch.dtype, *, prefix: str = "", metadata: bool = True) -> bytes:
+    """What stands before the tensors in a safetensors file of the plan, its length included."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}} if metadata else {}
+    offset = 0
+    for name, recipe in sorted(plan.items()):
+        end = offset + math.prod(recipe.shape) * dtype.itemsize
+        header[prefix + name] = {"dtype": NAMES[dtype], "shape": recipe.shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def bytes_of(plan: Plan, dtype: torch.dtype) -> int:
+    """The bytes of the plan's tensors."""
+    return sum(math.prod(recipe.shape) for recipe in plan.values()) * dtype.itemsize
+
+
 def write_weights(
     path: Path, plan: Plan, seed: int, dtype: torch.dtype, *, prefix: str = "", metadata: bool = True
-) -> int:
-    """One safetensors file of the plan; returns the bytes of its tensors.
+) -> None:
+    """One safetensors file of the plan.
 
     ``prefix`` goes before every name without changing the numbers. ``metadata`` is the ``{"format": "pt"}`` that
     transformers writes; without it the header has no such entry at all.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}} if metadata else {}
-    offset = 0
-    for name, recipe in sorted(plan.items()):
-        size = math.prod(recipe.shape) * dtype.itemsize
-        header[prefix + name] = {"dtype": NAMES[dtype], "shape": recipe.shape, "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(header_of(plan, dtype, prefix=prefix, metadata=metadata))
         for name in sorted(plan):
             tensor = draw(plan, name, seed).to(dtype)
             file.write(tensor.contiguous().view(torch.uint8).numpy().data)
-    return offset
 
 
 def write_shards(folder: Path, plan: Plan, seed: int, dtype: torch.dtype, *, shards: int, prefix: str = "") -> None:
@@ -88,7 +96,8 @@ def write_shards(folder: Path, plan: Plan, seed: int, dtype: torch.dtype, *, sha
     for number in range(shards):
         file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
         part = {name: plan[name] for name in names[number::shards]}
-        total += write_weights(folder / file, part, seed, dtype, prefix=prefix)
+        write_weights(folder / file, part, seed, dtype, prefix=prefix)
+        total += bytes_of(part, dtype)
         weight_map |= dict.fromkeys((prefix + name for name in part), file)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
