@@ -7,7 +7,7 @@ from embedmux.server.errors import InvalidRequest, NotFound
 from embedmux.server.facts import AdapterInfo
 from embedmux.server.records import Role
 from embedmux.server.requests import Instruction
-from embedmux.server.tasks import ALIASES, RETRIEVAL, TASKS
+from embedmux.server.tasks import ALIASES, TASKS
 from embedmux.server.text.frames import fill
 
 Pair = tuple[str, str]  # the literal prompts of queries and of documents, which mark a space
@@ -85,7 +85,7 @@ def choose_prompt(instruction: Instruction, purpose: Purpose, prompts: Prompts, 
     query, document = pair
     if purpose.role is not None:
         return (query if purpose.role is Role.QUERY else document), pair
-    if prompts.default_name is not None and purpose.task != RETRIEVAL and not is_own:
+    if prompts.default_name is not None and not is_own:
         text = prompts.by_name[prompts.default_name]
         return text, _pair_with(text, pair)
     if query == document:

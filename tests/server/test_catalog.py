@@ -139,21 +139,29 @@ def test_the_default_prompt_is_used_when_nothing_is_named() -> None:
     assert catalog.route(Instruction(), FULL).prompt == "Document: "
 
 
-def test_tasks_without_sides_take_the_default_prompt_and_retrieval_does_not() -> None:
-    catalog = make_catalog(make_adapter(0, "retrieval"), make_adapter(1, "clustering"), prompts=JINA)
-    assert catalog.route(Instruction(task="clustering"), FULL).prompt == "Document: "
+def test_a_checkpoint_s_default_prompt_holds_for_its_tasks_too() -> None:
+    catalog = make_catalog(make_adapter(0, "retrieval", task=None), make_adapter(1, "clustering"), prompts=JINA)
+    for instruction in (
+        Instruction(task="clustering"),
+        Instruction(task="retrieval"),
+        Instruction(adapter="retrieval"),
+    ):
+        assert catalog.route(instruction, FULL).prompt == "Document: "
     assert catalog.route(Instruction(task="clustering", role=Role.QUERY), FULL).prompt == "Query: "
+
+
+def test_sides_must_be_named_where_no_default_says_which() -> None:
+    catalog = make_catalog(make_adapter(0, "retrieval", task=None), prompts=E5)
     for instruction in (Instruction(task="retrieval"), Instruction(adapter="retrieval")):
         with pytest.raises(InvalidRequest, match="set role to query or document"):
             catalog.route(instruction, FULL)
 
 
 def test_an_adapter_without_a_task_of_its_own_has_that_of_its_name() -> None:
-    catalog = make_catalog(make_adapter(0, "retrieval", task=None), prompts=JINA)
-    with pytest.raises(InvalidRequest, match="set role to query or document"):
-        catalog.route(Instruction(adapter="retrieval"), FULL)
-    named = catalog.route(Instruction(adapter="retrieval", role=Role.QUERY), FULL)
-    assert named == catalog.route(QUERY, FULL)
+    catalog = make_catalog(make_adapter(0, "retrieval", task=None), prompts=Prompts({"retrieval": "r: "}))
+    named = catalog.route(Instruction(adapter="retrieval"), FULL)
+    assert named.prompt == "r: "
+    assert named == catalog.route(Instruction(task="retrieval"), FULL)
 
 
 def test_a_prompt_of_one_side_lies_in_that_side_s_space_however_it_is_named() -> None:
