@@ -103,18 +103,22 @@ class FakeReranker:
 
 
 class FakeFacts:
-    """A server with an embedder and two rerankers, which it lists only while ``is_ready``."""
+    """A server with two embedders, one with token vectors, and two rerankers; it lists them while ``is_ready``."""
 
     def __init__(self) -> None:
         self.is_ready = True
 
     def describe(self) -> ServerInfo:
-        named = [("embedder", "e", ""), ("reranker", "small", "sigmoid"), ("reranker", "large", "identity")]
+        named = [
+            ("embedder", "plain", "", ("dense",)),
+            ("embedder", "colbert", "", ("tokens",)),
+            ("reranker", "small", "sigmoid", ("score",)),
+            ("reranker", "large", "identity", ("score",)),
+        ]
+        shared = ("d", "bert", 4, 8, "cls", "float32", "cpu", {}, {}, "avx2")
         infos = [
-            ModelInfo(
-                name, "d", "bert", 4, 8, "cls", "float32", "cpu", {}, {}, "avx2", kind=kind, activation=activation
-            )
-            for kind, name, activation in named
+            ModelInfo(name, *shared, kind=kind, activation=activation, outputs=outputs)
+            for kind, name, activation, outputs in named
         ]
         models = tuple(ServedModel(info, (), {}) for info in infos) if self.is_ready else ()
         return ServerInfo("1", ServerState.SERVING, models, ServerLimits(1, 2, 3, 4, 5))

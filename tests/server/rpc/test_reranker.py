@@ -52,7 +52,9 @@ async def test_a_reply_names_the_model_that_scored_and_its_activation(running, r
     first, named = await rerank(running), await rerank(running, model="large")
     assert (first.model, first.activation) == ("small", "sigmoid")
     assert (named.model, named.activation) == ("large", "identity")
-    assert [job.model for job in reranker.jobs] == ["small", "large"]
+    late = await rerank(running, model="colbert")
+    assert (late.model, late.activation) == ("colbert", "identity")
+    assert [job.model for job in reranker.jobs] == ["small", "large", "colbert"]
 
 
 async def test_models_that_are_listed_only_after_the_answer_are_named_too(running, reranker):
