@@ -42,5 +42,7 @@ class Reranker:
             models = [served.info for served in self._facts.describe().models]
             rerankers = [model for model in models if model.kind == RERANKER]
             late = [model for model in models if model.kind != RERANKER and TOKENS in model.outputs]
-            self._scorers = {model.name: Scorer(model.name, model.activation or IDENTITY) for model in rerankers + late}
+            found = [Scorer(model.name, model.activation) for model in rerankers]
+            found += [Scorer(model.name, IDENTITY) for model in late]
+            self._scorers = {scorer.model: scorer for scorer in found}
         return next(iter(self._scorers.values()), None) if name is None else self._scorers.get(name)
