@@ -11,6 +11,11 @@ from typing import Any
 
 MODULES: tuple[str, ...] = (  # one line each
     "qwen3_embedding",
+    "modernbert",
+    "modernbert_rerankers",
+    "modern_colbert",
+    "gte",
+    "gte_rerankers",
 )
 
 
