@@ -7,7 +7,7 @@ from embedmux.server.errors import InvalidRequest, NotFound
 from embedmux.server.facts import AdapterInfo
 from embedmux.server.records import Role
 from embedmux.server.requests import Instruction
-from embedmux.server.tasks import ALIASES, TASKS
+from embedmux.server.tasks import ALIASES, TASKS, names_of
 from embedmux.server.text.frames import fill
 
 Pair = tuple[str, str]  # the literal prompts of queries and of documents, which mark a space
@@ -48,14 +48,19 @@ def purpose_of_adapter(adapter: AdapterInfo) -> Purpose:
 
 def pair_of(prompts: Prompts, task: str | None) -> tuple[Pair, bool]:
     """The prompts of a task's queries and documents, and whether they are the task's own rather than the model's."""
-    named = prompts.by_name
     if task:
-        sides = named.get(f"{task}.query"), named.get(f"{task}.document", named.get(f"{task}.passage"))
-        if sides != (None, None):
-            return (sides[0] or "", sides[1] or ""), True
-        if task in named:
-            return (named[task], named[task]), True
+        query, document, both = (_named(prompts, names_of(task, role)) for role in (Role.QUERY, Role.DOCUMENT, None))
+        if query is not None or document is not None:
+            return (query or "", document or ""), True
+        if both is not None:
+            return (both, both), True
     return prompts.pair, False
+
+
+def _named(prompts: Prompts, names: list[str]) -> str | None:
+    """The prompt with the first of these names that there is; checkpoints differ in capitals."""
+    known = {name.lower(): text for name, text in prompts.by_name.items()} | prompts.by_name
+    return next((known[name] for name in names if name in known), None)
 
 
 def choose_prompt(instruction: Instruction, purpose: Purpose, prompts: Prompts, contract: Contract) -> tuple[str, Pair]:

@@ -10,12 +10,19 @@ ALIASES: dict[str, tuple[str, Role | None]] = {
     "similarity": ("text-matching", None),
     "semantic_similarity": ("text-matching", None),
     "text_matching": ("text-matching", None),
+    "sts": ("text-matching", None),
     "separation": ("clustering", None),
     "retrieval_query": (RETRIEVAL, Role.QUERY),
     "retrieval.query": (RETRIEVAL, Role.QUERY),
     "retrieval_document": (RETRIEVAL, Role.DOCUMENT),
     "retrieval.passage": (RETRIEVAL, Role.DOCUMENT),
 }
+
+
+def names_of(task: str, role: Role | None) -> list[str]:
+    """What a task's prompt may be called: that of one side, or for None the one of both."""
+    own = {None: [task], Role.QUERY: [f"{task}.query"], Role.DOCUMENT: [f"{task}.document", f"{task}.passage"]}[role]
+    return own + [alias for alias, meant in ALIASES.items() if meant == (task, role) and alias not in own]
 
 
 def aliases_of(task: str) -> list[str]:

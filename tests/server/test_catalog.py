@@ -134,6 +134,16 @@ def test_prompts_named_for_a_task_serve_it() -> None:
         catalog.route(Instruction(task="classification"), FULL)
 
 
+def test_prompts_of_tasks_go_by_their_aliases_too() -> None:
+    prompts = Prompts({"query": "q: ", "document": "d: ", "STS": "s: ", "Clustering": "c: "})
+    catalog = make_catalog(prompts=prompts)
+    assert [task.name for task in catalog.tasks()] == ["clustering", "retrieval", "text-matching"]
+    for task, prompt in (("similarity", "s: "), ("sts", "s: "), ("separation", "c: ")):
+        assert catalog.route(Instruction(task=task), FULL).prompt == prompt
+    separate = make_catalog(make_adapter(0, "separation", prompts={"separation": "apart: "}))
+    assert separate.route(Instruction(task="clustering"), FULL).prompt == "apart: "
+
+
 def test_the_default_prompt_is_used_when_nothing_is_named() -> None:
     catalog = make_catalog(prompts=JINA)
     assert catalog.route(Instruction(), FULL).prompt == "Document: "
