@@ -102,8 +102,8 @@ class Contract:
     text, and ``ending`` is the token id every text must end with once tokenised (None: as the tokenizer has it),
     ``beginning`` likewise. ``tasks`` names the adapters the checkpoint must bring, below ``adapters``; with
     ``needs_task`` a text without task or adapter is refused. ``dense_modules`` are folders of linears behind the
-    pooling, ``projections`` a file of chained matrices to smaller sizes. Without ``takes_prompts`` the pooling would have
-    to leave a prompt's tokens out, which is not computed: a request that brings a prompt is refused.
+    pooling, ``projections`` a file of chained matrices to smaller sizes. Without ``takes_prompts`` the pooling would
+    have to leave a prompt's tokens out, which is not computed: a request that brings a prompt is refused.
     """
 
     family: str
@@ -128,6 +128,7 @@ class Contract:
     needs_task: bool = False
     dense_modules: tuple[str, ...] = ()
     projections: str | None = None
+    norms_before_cut: bool = False  # smaller sizes are cut behind a layer norm without weights over the full vector
 
     @property
     def dimensions(self) -> int:

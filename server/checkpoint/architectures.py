@@ -20,7 +20,10 @@ def _positions_behind_padding(config: Config) -> int:
 
 
 def _nomic_positions(config: Config) -> int:
-    return config.integer("n_positions") if config.get("n_positions") else _positions(config)
+    """Without those behind the trained ones where their angles would depend on the longest text of a batch."""
+    found = config.integer("n_positions") if config.get("n_positions") else _positions(config)
+    is_scaled = config.get("rotary_scaling_factor") is not None
+    return min(found, config.integer("max_trained_positions")) if is_scaled else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ ARCHITECTURES = {
     "nomic_bert": Architecture("nomic_bert", _nomic_positions, code=("NomicBert",)),
     "gemma3_text": Architecture("gemma"),
     "jina_embeddings_v3": Architecture("jina_v3"),
-    FLASH: Architecture("jina_v3", _positions_behind_padding, code=("XLMRoberta",)),
+    FLASH: Architecture("jina_v3", code=("XLMRoberta",)),
 }
 
 

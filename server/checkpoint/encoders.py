@@ -7,11 +7,12 @@ from dataclasses import replace
 from embedmux.server.checkpoint.decoders import JINA_SIZES, SEARCH
 from embedmux.server.checkpoint.evidence import Evidence
 from embedmux.server.checkpoint.family import Family
-from embedmux.server.checkpoint.headers import file_shapes
+from embedmux.server.checkpoint.headers import file_shapes, model_shape
 from embedmux.server.contract import Contract, LateContract, Prompts
 from embedmux.server.records import Output, Pooling
 
 SPARSE, COLBERT = "sparse_linear", "colbert_linear"  # .pt as published, .safetensors once converted
+STACKED = "roberta.embeddings.token_type_embeddings.parametrizations.weight.0.lora_A"  # Jina v3's original layout
 REPRESENT = "Represent this sentence for searching relevant passages: "
 
 
@@ -34,6 +35,25 @@ def _m3(evidence: Evidence, contract: Contract) -> Contract:
             folder.reject(f"{COLBERT}.safetensors: tensor 'weight' is missing; make it again: embedmux convert DIR")
         contract = replace(contract, late=LateContract(dimensions=shape[0], skips_first=True, is_mean=True))
     return replace(contract, outputs=tuple(outputs))
+
+
+def _jina_v3(evidence: Evidence, contract: Contract) -> Contract:
+    """Tasks and their prompts stand in config.json; the updates in the model's own file or in a folder each."""
+    folder, config = evidence.folder, evidence.config
+    tasks = config.strings("lora_adaptations", ())
+    known = config.section("task_instructions").values
+    if not all(isinstance(text, str) for text in known.values()):
+        config.reject("task_instructions", "names to texts")
+    is_stacked = bool(tasks) and model_shape(folder, STACKED) is not None
+    for task in tasks:
+        path = task.replace(".", "_").replace("-", "_")
+        if not is_stacked and not folder.has(f"{path}/adapter_model.safetensors"):
+            folder.reject(
+                f"{path}/adapter_model.safetensors is missing, and config.json lists {task!r} in lora_adaptations; "
+                "fetch the whole repository"
+            )
+    prompts = replace(contract.prompts, by_name={**known, **contract.prompts.by_name})
+    return replace(contract, tasks=tasks, prompts=prompts)
 
 
 def _is_mixture(evidence: Evidence) -> bool:
@@ -179,6 +199,7 @@ ENCODERS = (
         prompts=NOMIC_PROMPTS,
         pooling=Pooling.MEAN,
         sizes=(512, 256, 128, 64),
+        complete=lambda evidence, contract: replace(contract, norms_before_cut=True),
     ),
     Family(
         "nomic-embed",
@@ -201,11 +222,12 @@ ENCODERS = (
     ),
     Family(
         "jina-embeddings-v3",
-        models="jinaai/jina-embeddings-v3",
+        models="jinaai/jina-embeddings-v3, also -hf",
         types=("jina_embeddings_v3", "xlm-roberta-flash"),
         marks=lambda evidence: True,
         pooling=Pooling.MEAN,
         sizes=JINA_SIZES,
         custom=("custom_st.Transformer",),
+        complete=_jina_v3,
     ),
 )

@@ -34,6 +34,9 @@ FLASH = config(
 del FLASH["model_type"]  # as the published config has none
 
 
+STACKED = "roberta__embeddings__token_type_embeddings__parametrizations__weight__0__lora_A"  # for ``weights``
+
+
 def transformer(kind: str = "sentence_transformers.models.Transformer") -> dict[str, Any]:
     """The first entry of modules.json."""
     return {"idx": 0, "name": "0", "path": "", "type": kind}
