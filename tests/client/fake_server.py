@@ -102,8 +102,10 @@ class FakeServer(*SERVICERS):
 
     def Rerank(self, request, context):
         self.rerank_requests.append(request)
-        if request.query.startswith("refuse"):
-            context.abort(status(request.query.split()[1]), f"refused: {request.query}")
+        verb, _, argument = request.query.partition(" ")
+        if verb == "refuse" or (verb == "overload" and len(self.rerank_requests) <= int(argument)):
+            code = "RESOURCE_EXHAUSTED" if verb == "overload" else argument
+            context.abort(status(code), f"refused: {request.query}")
         reply = rerank_pb2.RerankResponse(model=request.model or "judge", activation="sigmoid")
         wanted = set(request.query.split())
         for index, document in enumerate(request.documents):

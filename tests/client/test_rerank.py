@@ -64,6 +64,12 @@ def test_a_query_that_is_refused_fails_the_call(client) -> None:
         client.rerank("refuse UNAVAILABLE", ["a"])
 
 
+def test_an_overloaded_server_is_asked_again(fake) -> None:
+    with Client(fake.address, timeout=10) as client:
+        assert len(client.rerank("overload 2", ["a", "b"])) == 2
+    assert len(fake.rerank_requests) == 3
+
+
 def test_no_documents_are_an_empty_ranking_and_no_call(client, fake) -> None:
     assert len(client.rerank("red", [], model="judge")) == 0
     assert fake.rerank_requests == []

@@ -35,6 +35,14 @@ async def test_invalid_utf8_is_refused_naming_the_field_and_the_byte(running, en
     assert encoder.jobs == []
 
 
+async def test_a_document_that_is_no_text_is_named_by_its_place(running, reranker):
+    raw = b"\x0a\x01q" + b"\x12\x01a" + b"\x12\x03b\xc3\x28"  # query, documents[0], documents[1]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.channel.unary_unary("/embedmux.v1.Reranker/Rerank")(raw)
+    assert caught.value.details().startswith("documents[1] is not valid UTF-8: byte 0xc3 at offset 1")
+    assert reranker.jobs == []
+
+
 @pytest.mark.parametrize("raw", [b"\xff\xff\xff", b"\x0a\xff\x01abc", b"\x0a"])
 async def test_bytes_that_are_no_message_are_refused_naming_the_message(running, raw):
     error = await refused(running, raw)
