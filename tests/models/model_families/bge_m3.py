@@ -3,29 +3,33 @@
 The rules are FlagEmbedding's (inference/embedder/encoder_only/m3.py and finetune/embedder/encoder_only/m3/modeling.py).
 Dense: the first token's state, normalised. Sparse: relu(sparse_linear(state)), the largest of each token id, without
 <s>, </s>, <pad> and <unk> and without zeros. Tokens: colbert_linear of all states but the first, </s> among them, each
-normalised; the score is the mean over query tokens. The heads' files hold float16 state dicts of torch.nn.Linear. The
-repository's main branch has pytorch_model.bin in place of model.safetensors; ``as_pickle`` makes a folder so.
+normalised; the score is the mean over query tokens of their best match. The heads' files hold float16 state dicts of
+torch.nn.Linear.
+
+``build`` writes what a server can read: model.safetensors, the heads' pickles and the safetensors made of these.
+``as_published`` leaves what the repository's main branch has, where the encoder too is a pickle.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from model_families.bert_embedders import dense_family, sentence_files
 from model_families.encoder_mutants import Mutant
 from model_families.encoder_reference import EncoderReference, unit
 from model_families.encoder_weights import EncoderShape
-from model_families.family import Family, Role, Size, Vectors
+from model_families.family import Role, Size, Vectors
 from model_families.weights import draw, linear, shift
 from model_families.xlm_roberta_embedders import roberta_layout
 
-COLBERT, SPARSE = "colbert_linear.pt", "sparse_linear.pt"
+COLBERT, SPARSE = "colbert_linear", "sparse_linear"
 FULL = EncoderShape(layers=24, hidden=1024, heads=16, inner=4096, positions=8194, types=1, vocab=250002)
 TINY = EncoderShape(layers=3, hidden=64, heads=2, inner=128, positions=702, types=1)
 LAYOUT = roberta_layout("bge-m3", TINY, FULL, files=sentence_files("cls_token", limit_offset=2))
@@ -37,15 +41,20 @@ def build(folder: Path, size: Size, seed: int) -> None:
     hidden = (FULL if size == "full" else TINY).hidden
     for name, width, gain in ((COLBERT, hidden, 1.0), (SPARSE, 1, 0.3)):
         plan = {f"{name}.weight": linear(width, hidden, gain), f"{name}.bias": shift(width, 0.1)}
-        tensors = {key: draw(plan, f"{name}.{key}", seed).half() for key in ("weight", "bias")}
-        torch.save(OrderedDict(tensors), folder / name)
+        _write_head(folder / name, {key: draw(plan, f"{name}.{key}", seed).half() for key in ("weight", "bias")})
 
 
-def as_pickle(folder: Path) -> None:
-    """Turns model.safetensors into the pytorch_model.bin that the repository's main branch has."""
+def _write_head(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    torch.save(OrderedDict(tensors), path.with_suffix(".pt"))
+    save_file(tensors, path.with_suffix(".safetensors"), {"format": "pt"})
+
+
+def as_published(folder: Path) -> None:
+    """Pickles alone: pytorch_model.bin and the heads."""
     weights = folder / "model.safetensors"
     torch.save(OrderedDict(load_file(weights)), folder / "pytorch_model.bin")
-    weights.unlink()
+    for path in (weights, *((folder / name).with_suffix(".safetensors") for name in (COLBERT, SPARSE))):
+        path.unlink()
 
 
 class M3Reference(EncoderReference):
@@ -79,7 +88,7 @@ class M3Reference(EncoderReference):
 
 
 def _open_head(path: Path, dtype: torch.dtype) -> torch.nn.Linear:
-    tensors = torch.load(path, weights_only=True)
+    tensors = torch.load(path.with_suffix(".pt"), weights_only=True)
     head = torch.nn.Linear(*reversed(tensors["weight"].shape))
     head.load_state_dict(tensors)
     return head.to(dtype)
@@ -87,9 +96,9 @@ def _open_head(path: Path, dtype: torch.dtype) -> torch.nn.Linear:
 
 def _edit_head(name: str, edit: Callable[[dict[str, torch.Tensor]], None]) -> Mutant:
     def mutate(folder: Path) -> None:
-        tensors = torch.load(folder / name, weights_only=True)
+        tensors = dict(torch.load(folder / f"{name}.pt", weights_only=True))
         edit(tensors)
-        torch.save(tensors, folder / name)
+        _write_head(folder / name, tensors)
 
     return mutate
 
@@ -102,14 +111,11 @@ def _transposed(tensors: dict[str, torch.Tensor]) -> None:
     tensors["weight"] = tensors["weight"].T.contiguous()
 
 
+# Beside Family's mutants, since the dense vectors do not see them: (output, edit) by name.
 HEAD_MUTANTS = {
-    "sparse bias dropped": _edit_head(SPARSE, _no_bias),
-    "colbert bias dropped": _edit_head(COLBERT, _no_bias),
-    "colbert transposed": _edit_head(COLBERT, _transposed),
+    "sparse bias dropped": ("sparse", _edit_head(SPARSE, _no_bias)),
+    "colbert bias dropped": ("tokens", _edit_head(COLBERT, _no_bias)),
+    "colbert transposed": ("tokens", _edit_head(COLBERT, _transposed)),
 }
-_DENSE: Family = dense_family(LAYOUT, M3Reference, more=HEAD_MUTANTS, outputs=("dense", "sparse", "tokens"))
-FAMILIES = (
-    Family(
-        _DENSE.name, _DENSE.kind, build, M3Reference, _DENSE.mutants, outputs=_DENSE.outputs, has_full=True
-    ),
-)  # fmt: skip
+OUTPUTS = ("dense", "sparse", "tokens")
+FAMILIES = (replace(dense_family(LAYOUT, M3Reference, outputs=OUTPUTS), build=build),)

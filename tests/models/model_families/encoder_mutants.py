@@ -104,17 +104,6 @@ def _pool_otherwise(folder: Path) -> None:
     edit_json(folder / "1_Pooling" / "config.json", edit)
 
 
-def _swap_pair(folder: Path) -> None:
-    """The document where the query belongs."""
-
-    def edit(tokenizer: dict[str, Any]) -> None:
-        for piece in tokenizer["post_processor"]["pair"]:
-            if "Sequence" in piece:
-                piece["Sequence"]["id"] = "B" if piece["Sequence"]["id"] == "A" else "A"
-
-    edit_json(folder / "tokenizer.json", edit)
-
-
 def _one_separator(folder: Path) -> None:
     """``<s> query </s> document </s>``: RoBERTa has two separators between the texts."""
 
@@ -175,14 +164,12 @@ DENSE_MUTANTS: dict[str, Mutant] = {
     "dropped cls": _drop_first_special,
 }
 PAIR_MUTANTS: dict[str, Mutant] = {
-    "pair swapped": _swap_pair,
     "dropped eos": _drop_last_special,
     "classifier bias dropped": zero_tensor("classifier.bias"),
     "pooler bias dropped": zero_tensor("pooler.dense.bias"),
     "document type dropped": edit_every_weights_file(_one_type),
 }
 ROBERTA_PAIR_MUTANTS: dict[str, Mutant] = {
-    "pair swapped": _swap_pair,
     "dropped eos": _drop_last_special,
     "one separator": _one_separator,
     "classifier bias dropped": zero_tensor("classifier.out_proj.bias"),
