@@ -16,6 +16,11 @@ MODULES: tuple[str, ...] = (  # one line each
     "modern_colbert",
     "gte",
     "gte_rerankers",
+    "bert_embedders",
+    "xlm_roberta_embedders",
+    "bge_m3",
+    "encoder_rerankers",
+    "colbert",
 )
 
 
