@@ -12,6 +12,7 @@ from embedmux.kernels import ops
 from embedmux.server.adapters.arena import AdapterArena
 from embedmux.server.adapters.directory import list_adapter_folders, read_adapter, read_calibrations
 from embedmux.server.adapters.registry import AdapterRegistry
+from embedmux.server.adapters.stacked import read_stacked
 from embedmux.server.backbones import find_family
 from embedmux.server.backbones.shape import targets_of
 from embedmux.server.backbones.weights import Checkpoint
@@ -59,6 +60,8 @@ class LoadedModel:
         low_rank = LowRankTables(arena.data, arena.tables)
         self.backbone = family.Backbone(shape, checkpoint, low_rank=low_rank, dtype=self.dtype)
         self.heads: Heads = build_heads(contract, checkpoint, shape.hidden_size, self.backbone.words)
+        own = read_stacked(checkpoint, ModelFolder(self.folder), shape.linears)
+        self._own = {adapter.id: adapter for adapter in own}
         checkpoint.finish(family.is_unused)
         self._packing, self._prefixes = Packing(_pooled(contract)), None
         if shape.is_causal and config.max_prefix_tokens:
@@ -75,7 +78,12 @@ class LoadedModel:
         self.info = self._describe(model.name, checkpoint.digest(), calibrations, config)
 
     def load_adapter(self, path: str, adapter_id: str | None) -> AdapterInfo:
-        """Reads, checks and places an adapter folder below the adapter root; raises AdapterRejected."""
+        """Reads, checks and places an adapter folder below the adapter root; raises AdapterRejected.
+
+        The adapters that the checkpoint itself holds are loaded again by their ids.
+        """
+        if path in self._own and adapter_id in (None, path):
+            return self.registry.add(self._own[path])
         root = self.adapter_root
         if root is None:
             raise AdapterRejected(f"adapter {path!r}: the server has no adapter root; start it with --adapters DIR")
@@ -112,7 +120,9 @@ class LoadedModel:
         return [row if isinstance(row, EngineFailure) else row.tobytes() for row in rows]
 
     def _load_all(self) -> None:
-        """Every adapter below the root; those the checkpoint promises must be among them."""
+        """The checkpoint's own adapters and every one below the root; those it promises must be among them."""
+        for adapter_id in self._own:
+            self.load_adapter(adapter_id, None)
         if self.adapter_root is not None:
             for folder in list_adapter_folders(self.adapter_root):
                 self.load_adapter(str(folder.relative_to(self.adapter_root)), None)

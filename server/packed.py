@@ -14,13 +14,16 @@ class FusedLinear:
     """One matmul of the backbone: the checkpoint linears it fuses, in order, with their output widths.
 
     ``starts`` are the first rows of the slices in their linears' weights, () for 0 everywhere: a checkpoint may store
-    as one linear what is two slices here, such as gate and up.
+    as one linear what is two slices here, such as gate and up. A token embedding is a linear too, of one-hot rows:
+    ``is_lookup`` says that its weight is stored the other way round and that only the checkpoint's own adapters,
+    not PEFT's, change it.
     """
 
     name: str
     slices: tuple[tuple[str, int], ...]
     in_features: int
     starts: tuple[int, ...] = ()
+    is_lookup: bool = False
 
     @property
     def parts(self) -> list[tuple[str, int, int]]:

@@ -74,4 +74,4 @@ class Family(Protocol):
 
 def targets_of(linears: tuple[FusedLinear, ...]) -> dict[str, tuple[int, int]]:
     """Checkpoint name of every linear an adapter may change -> (in_features, out_features)."""
-    return {name: size for linear in linears for name, size in linear.targets.items()}
+    return {name: size for linear in linears if not linear.is_lookup for name, size in linear.targets.items()}

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from embedmux.server.errors import ModelRejected
 
 CHUNK_BYTES = 1 << 22
+PARAMETRIZED = ".parametrizations.weight.original"  # torch's name of a weight that has updates stored beside it
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -97,6 +98,7 @@ class Checkpoint:
         with _opened(path, self.folder) as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 short = next((name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)), name)
+                short = short.replace(PARAMETRIZED, ".weight")
                 if short in self._where:
                     self.reject(f"tensor {short!r} is stored twice, last in {path.name}")
                 entry = tensors.get_slice(name)
