@@ -42,13 +42,14 @@ def read_stacked(checkpoint: Checkpoint, folder: ModelFolder, linears: Iterable[
     if not names:
         return []
     linears = tuple(linears)
-    if checkpoint.has(f"{TYPES}{UPDATE}.lora_A"):
+    folders = [folder.path / name.replace(".", "_").replace("-", "_") for name in names]
+    if not any(path.is_dir() for path in folders):
         stacks = _Stacks(checkpoint, len(names), config)
         finders: list[Find] = [stacks.task(place) for place in range(len(names))]
         return [_adapter(name, config, linears, find) for name, find in zip(names, finders, strict=True)]
     found = []
-    for name in names:
-        split = _Split(folder.path / name.replace(".", "_").replace("-", "_"), name, config)
+    for name, path in zip(names, folders, strict=True):
+        split = _Split(path, name, config)
         found.append(_adapter(name, config, linears, split.find))
         split.finish()
     return found

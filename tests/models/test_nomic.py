@@ -10,6 +10,7 @@ import torch
 from model_families.checks import cosines, evenness
 from model_families.nomic import FAMILIES, NomicReference, edit_config
 from model_families.samples import texts_of
+from model_families.served import Served
 from safetensors import safe_open
 from transformers import AutoModel
 
@@ -91,3 +92,13 @@ def test_cutting_without_the_layer_norm_is_another_vector(folder: Path) -> None:
     assert cosines(whole[:, :32], cut).min() < 0.999
     centred = whole - whole.mean(1, keepdims=True)
     np.testing.assert_allclose(cosines(centred[:, :32], cut), 1.0, atol=1e-9)
+
+
+def test_a_cut_vector_is_served_behind_the_layer_norm(folder: Path) -> None:
+    reference = NomicReference(folder)
+    texts = texts_of(8, seed=3, longest=60)
+    with Served(folder) as served:
+        whole = served.embed(texts, role="query")
+        cut = served.embed(texts, role="query", dimensions=32, forces_dimensions=True)
+    assert cosines(whole, reference.embed(texts, role="query")).min() > 0.99999
+    assert cosines(cut, reference.embed(texts, role="query", dimensions=32)).min() > 0.99999
