@@ -10,7 +10,13 @@ import importlib
 from typing import Any
 
 MODULES: tuple[str, ...] = (  # one line each
+    "jina_v5",
     "qwen3_embedding",
+    "zembed",
+    "e5_mistral",
+    "gte_qwen2",
+    "decoder_rerankers",
+    "jina_reranker_v3",
     "modernbert",
     "modernbert_rerankers",
     "modern_colbert",

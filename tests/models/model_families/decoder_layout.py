@@ -58,10 +58,10 @@ def config_of(shape: Shape, model_type: str, architecture: str, **more: Any) -> 
     return {**values, **more}
 
 
-def qwen_config(shape: Shape, architecture: str, **more: Any) -> dict[str, Any]:
-    """config.json of a Qwen3 model."""
+def qwen_config(shape: Shape, architecture: str, end: int, **more: Any) -> dict[str, Any]:
+    """config.json of a Qwen3 model; ``end`` is the tokenizer's ``<|endoftext|>``."""
     common = {
-        "bos_token_id": 151643, "eos_token_id": 151643, "max_window_layers": shape.layers, "rope_scaling": None,
+        "bos_token_id": end, "eos_token_id": end, "max_window_layers": shape.layers, "rope_scaling": None,
         "sliding_window": None, "tie_word_embeddings": True, "use_cache": True, "use_sliding_window": False,
     }  # fmt: skip
     return config_of(shape, "qwen3", architecture, **{**common, **more})
@@ -96,6 +96,11 @@ def plan_of(shape: Shape) -> Plan:
             plan[f"{attention}.k_proj.bias"] = shift(narrow)
             plan[f"{attention}.v_proj.bias"] = shift(narrow)
     return plan
+
+
+def end_of(tokenizer: Tokenizer) -> int:
+    """The id of Qwen's ``<|endoftext|>``, 151643 in the real vocabulary."""
+    return int(tokenizer.token_to_id("<|endoftext|>"))
 
 
 def qwen_tokenizer(*, ending: str | None = None, more: Sequence[str] = ()) -> Tokenizer:

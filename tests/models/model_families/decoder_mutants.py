@@ -127,8 +127,18 @@ def prompts(edit: Callable[[str], str]) -> Mutant:
     return lambda folder: edit_json(folder / "config_sentence_transformers.json", each)
 
 
+def rope_theta(folder: Path) -> None:
+    """A quarter of the base, wherever the config has it."""
+
+    def quarter(found: dict[str, Any]) -> None:
+        holder = found.get("rope_parameters", found)
+        holder["rope_theta"] /= 4
+
+    edit_json(folder / "config.json", quarter)
+
+
 DECODER: dict[str, Mutant] = {
-    "rope_theta": scaled("config.json", "rope_theta", 0.25),
+    "rope_theta": rope_theta,
     "rms_norm_eps": setting("config.json", rms_norm_eps=0.3),
     "swapped_gate_halves": weights(_swap_gate),
     "interleaved_rotary": weights(_interleave),
@@ -137,9 +147,10 @@ DECODER: dict[str, Mutant] = {
 GROUPED: dict[str, Mutant] = {"tiled_heads": weights(_tile_heads)}
 HEAD_NORMS: dict[str, Mutant] = {"head_norms_ignored": _ones("q_norm.weight")}
 BIASES: dict[str, Mutant] = {"biases_ignored": _zeros("_proj.bias")}
+DIRECTED: dict[str, Mutant] = {"bidirectional": setting("config.json", is_causal=False)}
+QWEN3: dict[str, Mutant] = {**DECODER, **GROUPED, **HEAD_NORMS, **DIRECTED}
 PROMPTS: dict[str, Mutant] = {
     "prompt_dropped": prompts(lambda prompt: ""),
     "space_behind_prompt": prompts(lambda prompt: f"{prompt} " if prompt else ""),
 }
-BIDIRECTIONAL: Mutant = setting("config.json", is_causal=False)
 POOLED: dict[str, Mutant] = {"mean_pooling": pooling("mean_tokens"), "first_token": pooling("cls_token")}

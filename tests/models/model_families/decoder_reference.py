@@ -13,11 +13,14 @@ from sentence_transformers import SentenceTransformer
 from model_families.family import Role, Vectors
 from model_families.files import read_json
 
-HEADS = {"lm_head.weight"}  # stored by some repositories, no part of an embedder
+HEADS = frozenset({"lm_head.weight"})  # stored by some repositories, no part of an embedder
 
 
-def open_model(folder: Path, kind: type[transformers.PreTrainedModel], model_type: str | None = None) -> Any:
-    """A model of transformers with every tensor of the folder in its place; ``model_type`` overrides the config's."""
+def open_model(folder: Path, kind: type[Any], model_type: str | None = None, *, heads: frozenset[str] = HEADS) -> Any:
+    """A model of transformers with every tensor of the folder in its place but those of ``heads``.
+
+    ``model_type`` overrides the config's.
+    """
     config = {**read_json(folder / "config.json"), **({"model_type": model_type} if model_type else {})}
     config.pop("auto_map", None)
     model, report = kind.from_pretrained(
@@ -28,7 +31,7 @@ def open_model(folder: Path, kind: type[transformers.PreTrainedModel], model_typ
         output_loading_info=True,
     )
     assert not report["missing_keys"], report
-    assert not set(report["unexpected_keys"]) - HEADS, report
+    assert not set(report["unexpected_keys"]) - heads, report
     return model.eval()
 
 
@@ -42,7 +45,8 @@ class DecoderReference:
         settings = folder / "config_sentence_transformers.json"
         self.settings = read_json(settings) if settings.exists() else {}
         self.folder, self.model, self.suffix, self.template = folder, model, suffix, template
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        # Not AutoTokenizer, which would ask for the remote code that some configs name.
+        self.tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
 
     def prompt(self, role: Role | None, instruction: str | None = None) -> str:
         """What stands in front of a text."""

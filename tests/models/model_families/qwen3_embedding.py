@@ -9,6 +9,7 @@ import torch
 
 from model_families.decoder_layout import (
     Shape,
+    end_of,
     plan_of,
     qwen_config,
     qwen_tokenizer,
@@ -16,15 +17,7 @@ from model_families.decoder_layout import (
     write_prompts,
     write_qwen_tokenizer,
 )
-from model_families.decoder_mutants import (
-    BIDIRECTIONAL,
-    DECODER,
-    GROUPED,
-    HEAD_NORMS,
-    POOLED,
-    PROMPTS,
-    no_post_processor,
-)
+from model_families.decoder_mutants import POOLED, PROMPTS, QWEN3, no_post_processor
 from model_families.decoder_reference import SentenceReference
 from model_families.family import Family, Size
 from model_families.files import write_json
@@ -40,7 +33,9 @@ def build(folder: Path, size: Size, seed: int, *, prefix: str = "", shards: int 
     shape = SHAPE.sized(size)
     plan = plan_of(shape)
     folder.mkdir(parents=True)
-    write_json(folder / "config.json", qwen_config(shape, "Qwen3ForCausalLM", tie_word_embeddings=not has_head))
+    tokenizer = qwen_tokenizer(ending="<|endoftext|>")
+    config = qwen_config(shape, "Qwen3ForCausalLM", end_of(tokenizer), tie_word_embeddings=not has_head)
+    write_json(folder / "config.json", config)
     renamed = {prefix + name: draw for name, draw in plan.items()}
     if has_head:
         renamed["lm_head.weight"] = linear(shape.vocabulary, shape.hidden)
@@ -48,20 +43,12 @@ def build(folder: Path, size: Size, seed: int, *, prefix: str = "", shards: int 
         write_shards(folder, renamed, seed, torch.bfloat16, shards=shards)
     else:
         write_weights(folder / "model.safetensors", renamed, seed, torch.bfloat16)
-    write_qwen_tokenizer(folder, qwen_tokenizer(ending="<|endoftext|>"))
+    write_qwen_tokenizer(folder, tokenizer)
     write_last_token_modules(folder, shape.hidden)
     write_prompts(folder, {"query": TEMPLATE.format(instruction=INSTRUCTION), "document": ""}, None)
 
 
-MUTANTS = {
-    **DECODER,
-    **GROUPED,
-    **HEAD_NORMS,
-    **PROMPTS,
-    **POOLED,
-    "bidirectional": BIDIRECTIONAL,
-    "dropped_eos": no_post_processor,
-}
+MUTANTS = {**QWEN3, **PROMPTS, **POOLED, "dropped_eos": no_post_processor}
 VARIANTS = {
     "qwen3-embedding-0.6b": partial(build),
     "qwen3-embedding-4b": partial(build, prefix="model.", shards=2),
