@@ -91,6 +91,7 @@ class LateContract:
     skips_first: bool = False
     is_mean: bool = False
     kept: tuple[int, ...] = ()
+    is_normalized: bool = True
 
 
 @dataclass(frozen=True, slots=True)

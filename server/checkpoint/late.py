@@ -31,6 +31,7 @@ class Layout:
     document_tokens: int | None
     attends: bool
     skipped_words: tuple[str, ...]
+    is_normalized: bool = True
 
 
 def _is_stanford(evidence: Evidence) -> bool:
@@ -84,6 +85,8 @@ def _pylate(evidence: Evidence, contract: Contract) -> Contract:
         document_tokens=place.integer(length) if place.get(length) is not None else None,
         attends=attends,
         skipped_words=_skipped_words(evidence),
+        # PyLate brings vectors to length one by itself; sentence-transformers has a module for it.
+        is_normalized=evidence.modules.normalizes or settings.get("model_type") != "MultiVectorEncoder",
     )
     return _complete(evidence, contract, layout)
 
@@ -122,6 +125,7 @@ def _complete(evidence: Evidence, contract: Contract, layout: Layout) -> Contrac
         query_tokens=layout.query_tokens,
         mask_token=_mask_token(evidence) if layout.query_tokens is not None else None,
         attends_to_expansion=layout.attends,
+        is_normalized=layout.is_normalized,
         skipped=tuple(sorted({found for word in layout.skipped_words if (found := tokens.find(word)) is not None})),
     )
     # A prefix may be listed among the prompts as well; it stands once.

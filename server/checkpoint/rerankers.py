@@ -132,7 +132,8 @@ def _listwise(evidence: Evidence, contract: Contract) -> Contract:
     if shape is None or len(shape) != 2:
         evidence.folder.reject("tensor 'projector.2.weight' is missing: without the projector nothing can be scored")
     markers = evidence.tokens.require("<|embed_token|>"), evidence.tokens.require("<|rerank_token|>")
-    late = LateContract(dimensions=shape[0], kept=markers)
+    # Where documents need several prompts, the query's state is a weighted mean of what each prompt gave it.
+    late = LateContract(dimensions=shape[0], kept=markers, is_normalized=False)
     score = ScoreContract(ScoreKind.LISTWISE, Activation.IDENTITY)
     return replace(contract, pooling=Pooling.LAST, outputs=(Output.TOKENS,), late=late, score=score)
 

@@ -108,6 +108,15 @@ def test_the_layout_of_a_multi_vector_encoder(tmp_path: Path) -> None:
     assert contract.max_tokens == 200
 
 
+@pytest.mark.parametrize("kind", ["ColBERT", "MultiVectorEncoder"])
+def test_vectors_without_a_module_that_normalises_keep_their_length_where_nothing_else_does(
+    tmp_path: Path, kind: str
+) -> None:
+    late = read_contract(write(tmp_path, made.BERT, WORDS, MASK, PYLATE, settings(model_type=kind))).late
+    assert late is not None
+    assert late.is_normalized == (kind == "ColBERT")
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

@@ -124,7 +124,7 @@ def test_a_listwise_reranker_compares_the_states_at_its_markers(tmp_path: Path) 
     )
     contract = read_contract(folder)
     assert contract.score == ScoreContract(ScoreKind.LISTWISE, Activation.IDENTITY)
-    assert contract.late == LateContract(24, kept=(1, 2))
+    assert contract.late == LateContract(24, kept=(1, 2), is_normalized=False)
     assert contract.max_tokens == 131072
 
 
