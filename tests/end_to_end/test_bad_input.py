@@ -85,12 +85,15 @@ def test_a_whole_request_of_bad_texts_is_answered_with_their_errors(client: Clie
     [
         (embed_request(), INVALID, ["no texts"]),
         (embed_request(*["x"] * 2049), INVALID, ["2049 texts", "2048", "max_texts", "EmbedStream"]),
-        (embed_request("x", dimensions=385), INVALID, ["385", "384"]),
+        (embed_request("x", dimensions=385, force_dimensions=True), INVALID, ["385", "384"]),
+        (embed_request("x", dimensions=200), INVALID, ["200", "384", "force_dimensions"]),
+        (embed_request("x", outputs=[types_pb2.OUTPUT_TOKENS]), INVALID, ["tokens", "dense"]),
+        (embed_request("x", outputs=[9]), INVALID, ["output is 9", "OUTPUT_SPARSE"]),
         (embed_request("x", dimensions=2**32 - 1), INVALID, ["4294967295", "384"]),
         (embed_request("x", encoding=99), INVALID, ["encoding is 99", "ENCODING_UBINARY"]),
         (embed_request("x", truncate=7), INVALID, ["truncate is 7", "TRUNCATE_END"]),
         (embed_request("x", role=9), INVALID, ["role is 9", "ROLE_QUERY"]),
-        (embed_request("x", model="legal-bert"), MISSING, ["'legal-bert'", "'minilm'"]),
+        (embed_request("x", model="legal-bert"), MISSING, ["'legal-bert'", "minilm"]),
     ],
     ids=lambda value: str(value).replace("\n", " ")[:30],
 )
@@ -147,15 +150,17 @@ def test_a_long_text_is_refused_or_cut_where_asked(client: Client) -> None:
 
 
 def test_codes_without_stored_ranges_are_refused_for_these_texts_only(client: Client) -> None:
-    good_codes = client.embed(GOOD, task="retrieval", role="query", dimensions=128, encoding="int8")
+    small: dict[str, Any] = {"dimensions": 128, "force_dimensions": True, "encoding": "int8"}
+    good_codes = client.embed(GOOD, task="retrieval", role="query", **small)
     bare = Text("x", prompt="")
     texts = [*(Text(text, task="retrieval", role="query") for text in GOOD), bare]
-    found = client.embed(texts, dimensions=128, encoding="int8", errors="return")
+    found = client.embed(texts, errors="return", **small)
     assert list(found.errors) == [2]
     words = str(found.errors[2])
     assert [word for word in ("int8", "bare model", "128 dimensions", "384") if word not in words] == []
     np.testing.assert_array_equal(found.vectors[:2], good_codes.vectors)
-    error = client.embed("x", task="clustering", dimensions=200, encoding="uint8", errors="return").errors[0]
+    odd: dict[str, Any] = {"dimensions": 200, "force_dimensions": True, "encoding": "uint8"}
+    error = client.embed("x", task="clustering", errors="return", **odd).errors[0]
     assert isinstance(error, InvalidRequest)
     assert [word for word in ("uint8", "'clustering'", "200", "128, 384") if word not in str(error)] == []
 

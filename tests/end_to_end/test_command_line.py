@@ -93,8 +93,8 @@ def test_a_file_becomes_the_vectors_the_client_gets(
 ) -> None:
     source, target = write_lines(tmp_path / "in.jsonl", LINES * 40), tmp_path / "out.safetensors"
     words = ["--encoding", encoding, "--dimensions", str(dimensions), "--batch-size", "16", "-o", str(target)]
-    done("embed", source, "--server", server.address, *words)
-    wanted = client.embed(as_texts(LINES), encoding=encoding, dimensions=dimensions)
+    done("embed", source, "--server", server.address, *words, "--force-dimensions")
+    wanted = client.embed(as_texts(LINES), encoding=encoding, dimensions=dimensions, force_dimensions=True)
     with safe_open(target, framework="numpy") as file:
         facts, vectors = file.metadata(), file.get_tensor("vectors")
         ids, offsets = bytes(file.get_tensor("id_bytes")).decode(), file.get_tensor("id_offsets")

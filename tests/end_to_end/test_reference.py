@@ -102,7 +102,7 @@ def test_a_batch_of_four_adapters_and_the_bare_model_equals_peft(
 @pytest.mark.parametrize("dimensions", [1, 7, 128, 383])
 def test_fewer_dimensions_are_a_slice_of_length_one(client: Client, texts: list[str], dimensions: int) -> None:
     full = client.embed(texts[:20], task="text-matching").vectors.astype(np.float64)
-    cut = client.embed(texts[:20], task="text-matching", dimensions=dimensions)
+    cut = client.embed(texts[:20], task="text-matching", dimensions=dimensions, force_dimensions=True)
     wanted = full[:, :dimensions] / np.linalg.norm(full[:, :dimensions], axis=1, keepdims=True)
     assert cut.dimensions == dimensions
     np.testing.assert_allclose(cut.vectors, wanted, atol=2e-7)
@@ -114,6 +114,7 @@ def test_encodings_equal_numpy_on_the_float32_vectors(
     client: Client, adapter_root: Path, texts: list[str], task: str | None, dimensions: int
 ) -> None:
     asked: dict[str, Any] = {"task": task, "role": "document" if task else None, "dimensions": dimensions}
+    asked["force_dimensions"] = True
     some = [text for text in texts if len(text.split()) < 100][:30]
     exact = client.embed(some, **asked).vectors
     np.testing.assert_array_equal(client.embed(some, **asked, encoding="float16").vectors, exact.astype("f2"))
@@ -167,7 +168,8 @@ def test_query_and_document_share_a_space_and_tasks_do_not(client: Client) -> No
     assert query.spaces == document.spaces
     assert query.similarity(document).shape == (1, 1)
     others = [client.embed("x", task=task) for task in ("text-matching", "classification", "clustering", None)]
-    others.append(client.embed("x", task="retrieval", role="query", dimensions=128))
+    small: dict[str, Any] = {"dimensions": 128, "force_dimensions": True}
+    others.append(client.embed("x", task="retrieval", role="query", **small))
     ids = {each.spaces[0].id for each in [query, *others] if each.spaces[0]}
     assert len(ids) == 6
     for other in others:
@@ -175,7 +177,7 @@ def test_query_and_document_share_a_space_and_tasks_do_not(client: Client) -> No
             query.similarity(other)
         assert query.spaces[0].id in str(refused.value)
         assert other.spaces[0].id in str(refused.value)
-    codes = [client.embed("x", task="classification", dimensions=128, encoding=name) for name in ("int8", "uint8")]
+    codes = [client.embed("x", task="classification", encoding=name, **small) for name in ("int8", "uint8")]
     with pytest.raises(InvalidRequest):
         codes[0].similarity(codes[1])
 
