@@ -63,6 +63,22 @@ void check_prefix(const Prefix& prefix, const at::Tensor& q, const at::Tensor& k
   }
 }
 
+void check_num_keys(const at::Tensor& num_keys, const at::Tensor& offsets, int64_t window) {
+  const int64_t sequences = offsets.numel() - 1;
+  check_rank(num_keys, "num_keys", 1);
+  check_dtype(num_keys, "num_keys", at::kInt);
+  check_contiguous(num_keys, "num_keys");
+  check_size(num_keys, "num_keys", 0, sequences);
+  TORCH_CHECK(window == -1, "window must be -1 where num_keys is given, got ", window);
+  const int32_t* ends = offsets.const_data_ptr<int32_t>();
+  const int32_t* keys = num_keys.const_data_ptr<int32_t>();
+  for (int64_t s = 0; s < sequences; ++s) {
+    const int32_t length = ends[s + 1] - ends[s];
+    TORCH_CHECK(keys[s] >= std::min(length, 1) && keys[s] <= length, "num_keys must be from 1 to a sequence's ", length,
+                " tokens, got ", keys[s], " at ", s);
+  }
+}
+
 void check_arguments(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& offsets,
                      int64_t window, double scale) {
   check_rank(q, "q", 3);
@@ -113,11 +129,12 @@ View view_of(const at::Tensor& tensor) {
 }
 
 // Fills `chunks`; returns the number of scores of one query head.
-int64_t list_work(const at::Tensor& offsets, const Prefix& prefix, int chunk_rows, std::vector<Chunk>& chunks) {
+int64_t list_work(const at::Tensor& offsets, const Prefix& prefix, const std::optional<at::Tensor>& num_keys,
+                  int chunk_rows, std::vector<Chunk>& chunks) {
   const int32_t* ends = offsets.const_data_ptr<int32_t>();
   int64_t scores = 0;
   for (int64_t s = 0; s + 1 < offsets.numel(); ++s) {
-    Chunk chunk{ends[s], 0, 0, ends[s + 1] - ends[s], 0, 0};
+    Chunk chunk{ends[s], 0, 0, ends[s + 1] - ends[s], 0, 0, 0};
     if (prefix.given() && prefix.of.const_data_ptr<int32_t>()[s] >= 0) {
       const int32_t* edges = prefix.offsets.const_data_ptr<int32_t>() + prefix.of.const_data_ptr<int32_t>()[s];
       chunk.prefix_begin = edges[0];
@@ -125,7 +142,8 @@ int64_t list_work(const at::Tensor& offsets, const Prefix& prefix, int chunk_row
       chunk.own -= chunk.prefix;
       chunk.length += chunk.prefix;
     }
-    scores += static_cast<int64_t>(chunk.length - chunk.prefix) * chunk.length;
+    chunk.keys = num_keys.has_value() ? chunk.prefix + num_keys->const_data_ptr<int32_t>()[s] : chunk.length;
+    scores += static_cast<int64_t>(chunk.length - chunk.prefix) * chunk.keys;
     for (chunk.first = chunk.prefix; chunk.first < chunk.length; chunk.first += chunk_rows) {
       chunk.rows = std::min(chunk_rows, chunk.length - chunk.first);
       chunks.push_back(chunk);
@@ -137,10 +155,11 @@ int64_t list_work(const at::Tensor& offsets, const Prefix& prefix, int chunk_row
 at::Tensor attention_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& offsets,
                          bool causal, int64_t window, double scale, const std::optional<at::Tensor>& prefix_k,
                          const std::optional<at::Tensor>& prefix_v, const std::optional<at::Tensor>& prefix_offsets,
-                         const std::optional<at::Tensor>& prefix_of) {
+                         const std::optional<at::Tensor>& prefix_of, const std::optional<at::Tensor>& num_keys) {
   check_arguments(q, k, v, offsets, window, scale);
   const Prefix prefix(prefix_k, prefix_v, prefix_offsets, prefix_of);
   if (prefix.given()) check_prefix(prefix, q, k, offsets.numel() - 1);
+  if (num_keys.has_value()) check_num_keys(*num_keys, offsets, window);
   at::Tensor out = at::empty(q.sizes(), q.options());
   if (out.numel() == 0) return out;
   constexpr double kLog2E = 1.4426950408889634;
@@ -161,7 +180,7 @@ at::Tensor attention_cpu(const at::Tensor& q, const at::Tensor& k, const at::Ten
 
   const int chunk_rows = std::max(1, kChunkRows / kRows / problem.groups) * kRows;
   std::vector<Chunk> chunks;
-  const int64_t scores = list_work(offsets, prefix, chunk_rows, chunks) * q.size(1);
+  const int64_t scores = list_work(offsets, prefix, num_keys, chunk_rows, chunks) * q.size(1);
 
   // Pieces differ in size by orders of magnitude, so the threads take them one by one; but neighbouring heads lie side
   // by side in memory, so a piece has as many of them as leave enough pieces.

@@ -60,15 +60,15 @@ void score(const Workspace& w, const Rows& queries, const Strip& strip) {
 }
 
 // Overwrites the scores of keys that a row must not see.
-EMBEDMUX_AMX void hide(const Problem& p, const Strip& strip, int block, int length, float* scores) {
+EMBEDMUX_AMX void hide(const Problem& p, const Strip& strip, int block, int keys, float* scores) {
   if (p.low(strip.position + strip.rows - 1) <= block + strip.first &&
-      p.high(strip.position, length) >= block + strip.last) {
+      p.high(strip.position, keys) >= block + strip.last) {
     return;
   }
   const __m512 hidden = _mm512_set1_ps(-__builtin_inff());
   for (int r = 0; r < strip.rows; ++r) {
     const int low = p.low(strip.position + r) - block;
-    const int high = p.high(strip.position + r, length) - block;
+    const int high = p.high(strip.position + r, keys) - block;
     float* row = scores + r * kLanes;
     for (int key = strip.first; key < std::min(low, strip.last); key += kPanel) {
       _mm512_mask_store_ps(row + key / kPanel * kTile, first_lanes(low - key), hidden);
@@ -208,7 +208,7 @@ Prefetch prefetch_of(const Problem& p, const Piece& piece) {
   const Chunk& chunk = piece.chunk;
   const int64_t bytes = p.depth * p.q.element_size * (piece.end_head - piece.first_head);
   const int low = std::max(p.low(chunk.first), chunk.prefix);
-  const int keys = std::min(p.high(chunk.first + chunk.rows - 1, chunk.length) - low, kKeys);
+  const int keys = std::min(p.high(chunk.first + chunk.rows - 1, chunk.keys) - low, kKeys);
   prefetch.add(p.q, chunk.own + chunk.first, piece.first_head * p.groups, chunk.rows, bytes * p.groups);
   prefetch.add(p.k, chunk.own + low, piece.first_head, keys, bytes);
   prefetch.add(p.v, chunk.own + low, piece.first_head, keys, bytes);
@@ -233,11 +233,11 @@ void attend_head(const Problem& p, const Chunk& chunk, int head, Prefetch& prefe
   std::fill_n(w.shift, strips * kStrip, kNoKey);
 
   const int low = p.low(chunk.first);
-  const int high = p.high(chunk.first + chunk.rows - 1, chunk.length);
+  const int high = p.high(chunk.first + chunk.rows - 1, chunk.keys);
   for (int block = low / kKeys * kKeys; block < high; block += kKeys) {
     const int first = std::max(low - block, 0) / kStep * kStep;
     const int last = std::min(round_up(high - block, kStep), kKeys);
-    const int rows = std::min(block + last, chunk.length) - block - first;
+    const int rows = std::min(block + last, chunk.keys) - block - first;
     tame &= pack_keys(p.keys(p.k, p.prefix_k, chunk, block + first, head, rows),
                       w.keys + first / kPanel * w.chunks * kTile, last - first);
     pack_values(p.keys(p.v, p.prefix_v, chunk, block + first, head, rows),
@@ -248,7 +248,7 @@ void attend_head(const Problem& p, const Chunk& chunk, int head, Prefetch& prefe
       const Strip strip = strip_of(p, chunk, index, strips_per_head, block);
       if (strip.first < strip.last) {
         score(w, queries_of(w, rows_of(p.q, index), index), strip);
-        hide(p, strip, block, chunk.length, w.scores);
+        hide(p, strip, block, chunk.keys, w.scores);
         weigh(w, strip, p.scale, tame, w.weights + count * kSteps * kTile, prefetch, lines);
         group[count++] = strip;
       }

@@ -82,12 +82,12 @@ inline Strip strip_of(const Problem& p, const Chunk& chunk, int index, int strip
   strip.position = chunk.first + index % strips_per_head * kStrip;
   strip.rows = std::min(kStrip, chunk.first + chunk.rows - strip.position);
   strip.first = std::max(p.low(strip.position) - block, 0) / kStep * kStep;
-  strip.last = std::min(round_up(p.high(strip.position + strip.rows - 1, chunk.length) - block, kStep), kKeys);
+  strip.last = std::min(round_up(p.high(strip.position + strip.rows - 1, chunk.keys) - block, kStep), kKeys);
   strip.started = p.low(strip.position) < block;
-  const int end = p.high(strip.position + strip.rows - 1, chunk.length);
+  const int end = p.high(strip.position + strip.rows - 1, chunk.keys);
   strip.ended = end <= block + kKeys;
   // Outputs that wait for no other block follow each other in the same memory, which then stays in the first cache.
-  strip.place = p.low(chunk.first) / kKeys * kKeys + kKeys >= p.high(chunk.first + chunk.rows - 1, chunk.length)
+  strip.place = p.low(chunk.first) / kKeys * kKeys + kKeys >= p.high(chunk.first + chunk.rows - 1, chunk.keys)
                     ? index % kTogether
                     : index;
   return strip;

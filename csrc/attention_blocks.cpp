@@ -55,7 +55,7 @@ class Workspace {
 void pack_block(const Problem& p, const Kernels& kernels, const Workspace& w, const Chunk& chunk, int head, int first,
                 int last) {
   const int block = first / kKeys * kKeys;
-  const int rows = std::min(last, chunk.length) - first;
+  const int rows = std::min(last, chunk.keys) - first;
   const int key_stride = w.depth_cells * kLanes;
   kernels.pack_keys(p.keys(p.k, p.prefix_k, chunk, first, head, rows), w.keys + (first - block) / kLanes * key_stride,
                     key_stride, last - first);
@@ -75,7 +75,7 @@ struct Step {
         rows(std::min(kRows, chunk.first + chunk.rows - position)),
         block(block),
         first(std::max(p.low(position) - block, 0) / key_step * key_step),
-        last(std::min(round_up(p.high(position + rows - 1, chunk.length) - block, key_step), kKeys)),
+        last(std::min(round_up(p.high(position + rows - 1, chunk.keys) - block, key_step), kKeys)),
         started(p.low(position) < block) {}
 };
 
@@ -93,7 +93,7 @@ void weigh(const Problem& p, const Kernels& kernels, const Workspace& w, const C
   int low[kRows], high[kRows];
   for (int r = 0; r < step.rows; ++r) {
     low[r] = p.low(step.position + r) - step.block;
-    high[r] = p.high(step.position + r, chunk.length) - step.block;
+    high[r] = p.high(step.position + r, chunk.keys) - step.block;
   }
   kernels.softmax({w.scores(place), w.weights(place), w.key_cells, step.rows, step.first, step.last, low, high, p.scale,
                    step.started, w.shift(step.tile), w.sum(step.tile), w.output(step.tile), w.width});
@@ -123,7 +123,7 @@ void attend_head(const Problem& p, const Kernels& kernels, const Chunk& chunk, i
   std::fill_n(w.sum(0), tiles * kRows, 0.0F);
 
   const int low = p.low(chunk.first);
-  const int high = p.high(chunk.first + chunk.rows - 1, chunk.length);
+  const int high = p.high(chunk.first + chunk.rows - 1, chunk.keys);
   const int key_step = kernels.key_step();
   for (int block = low / kKeys * kKeys; block < high; block += kKeys) {
     const int first = std::max(low, block) / key_step * key_step;

@@ -19,11 +19,13 @@ struct View {
 };
 
 // Query positions [first, first + rows) of one sequence, for all query heads of one key head. Positions count from the
-// start of the prefix, if there is one; the row of position p is own + p, and p < prefix is in the prefix tensors.
+// start of the prefix, if there is one; the row of position p is own + p, and p < prefix is in the prefix tensors. Only
+// positions below `keys` are keys, the others are read by nobody.
 struct Chunk {
   int64_t own;           // row of q, k and v where position 0 would be
   int64_t prefix_begin;  // row of the prefix tensors where position 0 is
   int prefix, length;    // positions of the prefix, positions altogether
+  int keys;
   int first, rows;
 };
 
@@ -42,9 +44,9 @@ struct Problem {
 
   // The keys [low, high) that position `i` of a sequence may see.
   int low(int i) const { return window < 0 ? 0 : std::max(0, i - window); }
-  int high(int i, int length) const {
-    const int64_t end = window < 0 ? length : static_cast<int64_t>(i) + window + 1;
-    return static_cast<int>(std::min<int64_t>(causal ? std::min<int64_t>(end, i + 1) : end, length));
+  int high(int i, int keys) const {
+    const int64_t end = window < 0 ? keys : static_cast<int64_t>(i) + window + 1;
+    return static_cast<int>(std::min<int64_t>(causal ? std::min<int64_t>(end, i + 1) : end, keys));
   }
 
   // `rows` rows of q or out from a position on.

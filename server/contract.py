@@ -77,6 +77,7 @@ class LateContract:
     of either side. ``is_mean`` divides a MaxSim score by the number of query tokens. ``kept``: only tokens of these ids
     have a vector, () for all. ``query_marker`` and ``document_marker`` are the ids of prefixes that are one token: they
     stand behind the text's first token, and the prefix is then empty. ``query_tokens`` counts them, as max_tokens does.
+    ``is_normalized``: vectors have length one.
     """
 
     dimensions: int

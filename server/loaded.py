@@ -63,7 +63,7 @@ class LoadedModel:
         own = read_stacked(checkpoint, ModelFolder(self.folder), shape.linears)
         self._own = {adapter.id: adapter for adapter in own}
         checkpoint.finish(family.is_unused)
-        self._packing, self._prefixes = Packing(_pooled(contract)), None
+        self._packing, self._prefixes = Packing(_pooled(contract), unread_token=_unread_token(contract)), None
         if shape.is_causal and config.max_prefix_tokens:
             pool = make_pool(
                 num_layers=shape.num_layers, num_rows=config.max_prefix_tokens, num_kv_heads=shape.num_kv_heads,
@@ -186,6 +186,12 @@ class LoadedModel:
             default_instruction=score.instruction if score is not None else contract.default_instruction,
             activation=score.activation.value if score is not None else "",
         )
+
+
+def _unread_token(contract: Contract) -> int | None:
+    """The token that fills up queries of late interaction, where the model's other tokens do not attend to it."""
+    late = contract.late
+    return late.mask_token if late is not None and not late.attends_to_expansion else None
 
 
 def _pooled(contract: Contract) -> Pooling | None:

@@ -9,7 +9,7 @@ import torch
 
 from embedmux.server.errors import EngineFailure
 from embedmux.server.heads.build import Heads
-from embedmux.server.heads.dense import Projections, encode_dense, encode_vectors, pool_rows
+from embedmux.server.heads.dense import NormedCut, Projections, encode_dense, encode_vectors, pool_rows
 from embedmux.server.heads.tokens import normed_tokens
 from embedmux.server.packed import TokenStates
 from embedmux.server.records import Calibration, Encoding, Output, OutputSpec, Pooling
@@ -80,7 +80,7 @@ def _encode_pooled(
     if Output.DENSE not in spec.outputs:  # only whether the states are numbers
         rows = pool_rows(states, chosen, pooling)
         return rows[:, :0].contiguous(), rows.isfinite().all(1)
-    is_own_size = isinstance(heads.dense, Projections) and spec.dimensions == states.hidden.shape[1]
+    is_own_size = isinstance(heads.dense, NormedCut | Projections) and spec.dimensions == states.hidden.shape[1]
     if heads.dense is None or is_own_size:
         return encode_dense(states, chosen, spec, ranges, pooling)
     vectors = heads.dense(pool_rows(states, chosen, pooling), spec.dimensions)

@@ -91,7 +91,8 @@ class Batch:
 
     token_ids and positions [T] int64, types [T] int64 (0 and, behind a pair's boundary, 1); offsets [n + 1] int32,
     where each sequence starts; segments: rows that share an adapter. pooled: the rows that leave the last layer, None
-    if all do. prefixes: None for a model that shares none.
+    if all do. prefixes: None for a model that shares none. num_keys [n] int32: how many first tokens of a sequence the
+    others attend to, None for all.
     """
 
     token_ids: torch.Tensor
@@ -101,6 +102,7 @@ class Batch:
     segments: Segments
     pooled: PooledRows | None = None
     prefixes: SharedPrefixes | None = None
+    num_keys: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

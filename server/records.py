@@ -119,13 +119,14 @@ class OutputSpec:
 
     A row holds, in the order of ``Output`` and as far as they are in ``outputs``: the dense vector; for sparse weights
     a uint32 count, then room for one uint32 id and one float32 weight a token; for token vectors a uint32 count, then
-    room for one vector a token; a reranker's float32 logit.
+    room for one vector a token, or for ``most_vectors`` where that is not 0; a reranker's float32 logit.
     """
 
     dimensions: int
     encoding: Encoding
     outputs: tuple[Output, ...] = (Output.DENSE,)
     token_dimensions: int = 0
+    most_vectors: int = 0
 
     def row_bytes(self, num_tokens: int) -> int:
         """Bytes of the row of a text with so many tokens."""
@@ -149,7 +150,7 @@ class OutputSpec:
         if output is Output.SPARSE:
             return 4 + 8 * num_tokens
         if output is Output.TOKENS:
-            return 4 + self.encoding.row_bytes(self.token_dimensions) * num_tokens
+            return 4 + self.encoding.row_bytes(self.token_dimensions) * (self.most_vectors or num_tokens)
         return 4
 
 

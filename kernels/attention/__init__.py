@@ -15,6 +15,9 @@ prefix_offsets [m + 1] int32 from 0 to P, never falling, and prefix_of [n] int32
 none. A sequence with a prefix of L tokens is the tail of a longer one: its tokens stand at the positions L, L + 1, ...
 and see the prefix's keys and values at the positions 0 .. L - 1. Without a prefix positions count from 0.
 
+num_keys [n] int32 says how many of a sequence's own first tokens are keys, at least one; those behind them only ask,
+as a ColBERT query's mask tokens do. None: all of them. It goes with no window.
+
 Position i sees position j of its sequence if j <= i (causal) and |i - j| <= window (window >= 0; -1: no limit). scale
 is above 0 and below 1e6, usually D ** -0.5.
 
@@ -38,7 +41,7 @@ from embedmux.kernels.library import define
 
 SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, Tensor offsets, bool causal, int window, float scale, Tensor? prefix_k=None, "
-    "Tensor? prefix_v=None, Tensor? prefix_offsets=None, Tensor? prefix_of=None) -> Tensor"
+    "Tensor? prefix_v=None, Tensor? prefix_offsets=None, Tensor? prefix_of=None, Tensor? num_keys=None) -> Tensor"
 )
 
 
@@ -50,8 +53,9 @@ def check(
     window: int,
     scale: float,
     prefix: tuple[torch.Tensor | None, ...],
+    num_keys: torch.Tensor | None = None,
 ) -> None:
-    """Refuses what can be told from shapes, dtypes and plain numbers; ``prefix`` is the op's last four arguments."""
+    """Refuses what can be told from shapes, dtypes and plain numbers; ``prefix`` is the four arguments of prefixes."""
     if q.dim() != 3 or q.size(2) % 8 != 0 or not 16 <= q.size(2) <= 256:
         checks.shape_error("q", q, "[T, Hq, D] with D a multiple of 8 from 16 to 256")
     for name, tensor in (("k", k), ("v", v)):
@@ -73,6 +77,13 @@ def check(
         checks.value_error("scale", scale, "above 0 and below 1e6")
     if prefix != (None, None, None, None):
         _check_prefix(k, offsets.size(0) - 1, *prefix)
+    if num_keys is not None:
+        if num_keys.dtype != torch.int32:
+            checks.dtype_error("num_keys", num_keys, "torch.int32")
+        if num_keys.dim() != 1 or num_keys.size(0) != offsets.size(0) - 1:
+            checks.shape_error("num_keys", num_keys, f"[n] with n = {offsets.size(0) - 1} sequences")
+        if window != -1:
+            checks.value_error("window", window, "-1 where num_keys is given")
 
 
 def _check_prefix(
@@ -107,6 +118,17 @@ def _check_edges(name: str, offsets: torch.Tensor, rows: int) -> None:
         checks.value_error(name, edges, f"rising from 0 to {rows}")
 
 
+def _checked_keys(num_keys: torch.Tensor | None, offsets: torch.Tensor) -> list[int]:
+    """How many keys each sequence has of its own."""
+    lengths: list[int] = (offsets[1:] - offsets[:-1]).tolist()
+    if num_keys is None:
+        return lengths
+    keys: list[int] = num_keys.tolist()
+    if not all(min(length, 1) <= count <= length for count, length in zip(keys, lengths, strict=True)):
+        checks.value_error("num_keys", keys, f"from 1 to the sequences' tokens {lengths}")
+    return keys
+
+
 def _reference(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -119,18 +141,20 @@ def _reference(
     prefix_v: torch.Tensor | None = None,
     prefix_offsets: torch.Tensor | None = None,
     prefix_of: torch.Tensor | None = None,
+    num_keys: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    check(q, k, v, offsets, window, scale, (prefix_k, prefix_v, prefix_offsets, prefix_of))
+    check(q, k, v, offsets, window, scale, (prefix_k, prefix_v, prefix_offsets, prefix_of), num_keys)
     _check_edges("offsets", offsets, q.size(0))
+    keys = _checked_keys(num_keys, offsets)
     if prefix_k is None or prefix_v is None or prefix_offsets is None or prefix_of is None:
-        return reference.attention(q, k, v, offsets, causal, window, scale)
+        return reference.attention(q, k, v, offsets, causal, window, scale, keys)
     _check_edges("prefix_offsets", prefix_offsets, prefix_k.size(0))
     if not all(-1 <= prefix < prefix_offsets.size(0) - 1 for prefix in prefix_of.tolist()):
         checks.value_error(
             "prefix_of", prefix_of.tolist(), f"-1 (none) or one of the {prefix_offsets.size(0) - 1} prefixes"
         )
     return reference.attention_with_prefixes(
-        q, k, v, offsets, causal, window, scale, prefix_k, prefix_v, prefix_offsets, prefix_of
+        q, k, v, offsets, causal, window, scale, prefix_k, prefix_v, prefix_offsets, prefix_of, keys
     )
 
 
@@ -146,8 +170,9 @@ def _fake(
     prefix_v: torch.Tensor | None = None,
     prefix_offsets: torch.Tensor | None = None,
     prefix_of: torch.Tensor | None = None,
+    num_keys: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    check(q, k, v, offsets, window, scale, (prefix_k, prefix_v, prefix_offsets, prefix_of))
+    check(q, k, v, offsets, window, scale, (prefix_k, prefix_v, prefix_offsets, prefix_of), num_keys)
     return q.new_empty(q.size())
 
 

@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 
-Arguments = tuple[Any, ...]  # q, k, v, offsets, causal, window, scale; with prefixes the four arguments for them
+# q, k, v, offsets, causal, window, scale; with prefixes the four arguments for them; with num_keys these five
+Arguments = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """lengths holds the tokens of each sequence; fused makes q, k and v views of one [T, (Hq + 2 Hkv) D] matrix.
 
-    prefixes holds the tokens of each shared prefix and prefix_of each sequence's; both empty: no prefixes.
+    prefixes holds the tokens of each shared prefix and prefix_of each sequence's; both empty: no prefixes. num_keys
+    holds how many tokens of each sequence are keys; empty: all.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Case:
     fused: bool = True
     prefixes: tuple[int, ...] = ()
     prefix_of: tuple[int, ...] = ()
+    num_keys: tuple[int, ...] = ()
 
     @property
     def flops(self) -> int:
@@ -41,10 +44,12 @@ def make_inputs(case: Case, seed: int) -> Arguments:
     generator = torch.Generator().manual_seed(seed)
     q, k, v = _projections(case, sum(case.lengths), (case.heads, case.key_heads, case.key_heads), generator)
     base = q, k, v, _offsets(case.lengths), case.causal, case.window, case.depth**-0.5
+    limits = (torch.tensor(case.num_keys, dtype=torch.int32),) if case.num_keys else ()
     if not case.prefix_of:
-        return base
+        return (*base, None, None, None, None, *limits) if limits else base
     prefix_k, prefix_v = _projections(case, sum(case.prefixes), (case.key_heads, case.key_heads), generator)
-    return *base, prefix_k, prefix_v, _offsets(case.prefixes), torch.tensor(case.prefix_of, dtype=torch.int32)
+    prefix_of = torch.tensor(case.prefix_of, dtype=torch.int32)
+    return *base, prefix_k, prefix_v, _offsets(case.prefixes), prefix_of, *limits
 
 
 def _projections(case: Case, rows: int, heads: tuple[int, ...], generator: torch.Generator) -> list[torch.Tensor]:
@@ -62,8 +67,8 @@ def cost(case: Case) -> tuple[int, int]:
     """(bytes, operations) at least: q, k, v and the result once, both products where the mask lets a pair through."""
     before = [case.prefixes[prefix] if prefix >= 0 else 0 for prefix in case.prefix_of] or [0] * len(case.lengths)
     pairs = 0
-    for length, prefix in zip(case.lengths, before, strict=True):
-        seen = (prefix + (i + 1 if case.causal else length) for i in range(length))
+    for length, own, prefix in zip(case.lengths, case.num_keys or case.lengths, before, strict=True):
+        seen = (prefix + min(own, i + 1 if case.causal else length) for i in range(length))
         widest = prefix + length if case.window < 0 else case.window * (1 if case.causal else 2) + 1
         pairs += sum(min(keys, widest) for keys in seen)
     values = sum(case.lengths) * 2 * (case.heads + case.key_heads) + sum(case.prefixes) * 2 * case.key_heads
@@ -102,6 +107,8 @@ _SHAPES = (
     Case("prefix", torch.float32, (20, 0, 33, 1, 290, 7), 4, 2, 32, False, -1, True, (17, 300, 0), (0, 0, 1, -1, 0, 2)),
     Case("prefix_causal", torch.float32, (40, 1, 250), 4, 1, 64, True, -1, False, (31, 256), (1, 0, 0)),
     Case("prefix_window", torch.float32, (90, 30, 5), 2, 2, 40, True, 50, True, (270, 9), (0, 1, -1)),
+    Case("few_keys", torch.float32, (32, 0, 40, 300, 1), 2, 2, 32, num_keys=(9, 0, 40, 270, 1)),
+    Case("few_keys_prefix", torch.float32, (20, 33, 290), 4, 2, 64, True, -1, True, (17, 300), (0, -1, 1), (1, 30, 7)),
 )
 
 
@@ -109,7 +116,7 @@ def _named(case: Case, dtype: torch.dtype) -> Case:
     return replace(case, name=f"{case.name}_{str(dtype).removeprefix('torch.')}", dtype=dtype)
 
 
-_IN_FLOAT16 = ("short", "grouped", "causal", "window", "depth_40", "prefix")
+_IN_FLOAT16 = ("short", "grouped", "causal", "window", "depth_40", "prefix", "few_keys")
 CASES: tuple[Case, ...] = (
     *(_named(case, dtype) for dtype in (torch.float32, torch.bfloat16) for case in _SHAPES),
     *(_named(case, torch.float16) for case in _SHAPES if case.name in _IN_FLOAT16),
@@ -144,6 +151,9 @@ TRITON_CASES: tuple[Case, ...] = tuple(
         (Case("triton_prefix", torch.float32, (70, 5), 2, 2, 32, False, -1, True, (7, 66), (1, -1)), torch.float32),
         (Case("triton_prefix_causal", torch.float32, (3, 68), 4, 2, 64, True, -1, True, (64,), (0, 0)), torch.bfloat16),
         (Case("triton_prefix_window", torch.float32, (90, 4), 2, 1, 24, True, 30, False, (9,), (0, -1)), torch.float16),
+        (Case("triton_few_keys", torch.float32, (32, 0, 70), 2, 1, 32, num_keys=(9, 0, 33)), torch.bfloat16),
+        (Case("triton_few_keys_prefix", torch.float32, (5, 40), 2, 2, 16, False, -1, True, (7,), (0, -1), (2, 1)),
+         torch.float32),
     )
 )  # fmt: skip
 
@@ -162,6 +172,7 @@ COMPILE_CASES: tuple[Case, ...] = tuple(
         ("compile_8of1x256_window", (8, 1, 256, True, 512)),
         ("compile_12x32_prefix", (12, 12, 32, False, -1, True, (40,), (0,) * 16)),
         ("compile_16of8x128_prefix", (16, 8, 128, True, -1, True, (512,), (0,) * 16)),
+        ("compile_12x32_few_keys", (12, 12, 32, False, -1, True, (), (), (20,) * 16)),
     )
     for dtype in (torch.bfloat16, torch.float16, torch.float32)
 )

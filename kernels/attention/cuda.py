@@ -5,8 +5,9 @@ FlashAttention-2). Which sequence and which rows it reads from the offsets, on t
 made of shapes, and programs beyond the last tile return. Query heads that share keys are packed into the rows of one
 tile, up to eight: K and V are then read once for all of them, and short texts fill a tile better.
 
-Tiles and key blocks are counted from a sequence's own start (and its prefix's), in sizes that D, the dtype and the
-grouping fix; hence a row's bits do not depend on what it is packed with.
+Tiles are counted from a sequence's own start and key blocks from its prefix's, in sizes that D, the dtype and the
+grouping fix; a block may hold keys of both. Hence a row's bits do not depend on what it is packed with, nor on where
+its sequence is cut into prefix and tail.
 """
 
 from __future__ import annotations
@@ -60,17 +61,26 @@ def find_tile(offsets, n, tile, ROWS: tl.constexpr):  # type: ignore[no-untyped-
 
 @triton.jit  # type: ignore[untyped-decorator]
 def walk_keys(  # type: ignore[no-untyped-def]
-    sums, total, largest, q, k, v, k_stride, v_stride, place, begin, end, count, window, scale,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, MASKED: tl.constexpr,
+    sums, total, largest, q, k, v, k_stride, v_stride, prefix_k, prefix_v, prefix_k_stride, prefix_v_stride, before,
+    place, begin, end, count, window, scale, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, PREFIXED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The online softmax over the keys begin .. end - 1 of `count`; `place` are the queries' positions among them."""
+    """The online softmax over the keys begin .. end - 1 of `count`, of which the first `before` are the prefix's.
+
+    `place` are the queries' positions among them.
+    """
     depth = tl.arange(0, BD)
     for start in range(begin, end, BN):
         key = start + tl.arange(0, BN)
-        rows = key.to(tl.int64)
+        rows = (key - before).to(tl.int64)[:, None]
+        key_rows = k + rows * k_stride
+        value_rows = v + rows * v_stride
+        if PREFIXED:
+            shared = (key < before)[:, None]
+            key_rows = tl.where(shared, prefix_k + key.to(tl.int64)[:, None] * prefix_k_stride, key_rows)
+            value_rows = tl.where(shared, prefix_v + key.to(tl.int64)[:, None] * prefix_v_stride, value_rows)
         keep = ((key < count) | (not MASKED))[:, None] & (depth < D)[None, :]
-        keys = tl.load(k + rows[:, None] * k_stride + depth[None, :], mask=keep, other=0.0)
+        keys = tl.load(key_rows + depth[None, :], mask=keep, other=0.0)
         scores = multiply(q, tl.trans(keys), tl.zeros([BM, BN], dtype=tl.float32))
         if MASKED:
             visible = (key < count)[None, :]
@@ -84,7 +94,7 @@ def walk_keys(  # type: ignore[no-untyped-def]
         decay = tl.exp2(largest - shift)
         weights = tl.exp2(scores * scale - shift[:, None])
         total = total * decay + tl.sum(weights, 1)
-        values = tl.load(v + rows[:, None] * v_stride + depth[None, :], mask=keep, other=0.0)
+        values = tl.load(value_rows + depth[None, :], mask=keep, other=0.0)
         sums = multiply(weights.to(values.dtype), values, sums * decay[:, None])
         largest = shift
     return sums, total, largest
@@ -92,11 +102,11 @@ def walk_keys(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def walk_part(  # type: ignore[no-untyped-def]
-    sums, total, largest, q, k, v, k_stride, v_stride, place, low, high, count, window, scale,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOWED: tl.constexpr,
+    sums, total, largest, q, k, v, k_stride, v_stride, prefix_k, prefix_v, prefix_k_stride, prefix_v_stride, before,
+    place, low, high, count, window, scale, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, PREFIXED: tl.constexpr,
 ):  # fmt: skip
-    """The keys of one tensor that queries at positions low .. high may see: whole blocks without masks, then the rest.
+    """The keys that queries at positions low .. high may see: whole blocks without masks, then the rest.
 
     count is the number of keys there are; with a window every block is masked, there are few.
     """
@@ -114,21 +124,21 @@ def walk_part(  # type: ignore[no-untyped-def]
         whole = first
     else:
         sums, total, largest = walk_keys(
-            sums, total, largest, q, k, v, k_stride, v_stride, place, first, whole, count, window, scale,
-            D, BD, BM, BN, CAUSAL, WINDOWED, False,
+            sums, total, largest, q, k, v, k_stride, v_stride, prefix_k, prefix_v, prefix_k_stride, prefix_v_stride,
+            before, place, first, whole, count, window, scale, D, BD, BM, BN, CAUSAL, WINDOWED, PREFIXED, False,
         )  # fmt: skip
     return walk_keys(
-        sums, total, largest, q, k, v, k_stride, v_stride, place, whole, last, count, window, scale,
-        D, BD, BM, BN, CAUSAL, WINDOWED, True,
+        sums, total, largest, q, k, v, k_stride, v_stride, prefix_k, prefix_v, prefix_k_stride, prefix_v_stride,
+        before, place, whole, last, count, window, scale, D, BD, BM, BN, CAUSAL, WINDOWED, PREFIXED, True,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["n", "window"])  # type: ignore[untyped-decorator]
 def attend(  # type: ignore[no-untyped-def]
-    q, k, v, out, offsets, prefix_k, prefix_v, prefix_offsets, prefix_of, n, window, scale,
+    q, k, v, out, offsets, prefix_k, prefix_v, prefix_offsets, prefix_of, num_keys, n, window, scale,
     q_token, q_head, k_token, k_head, v_token, v_head, out_token, prefix_k_token, prefix_k_head, prefix_v_token,
     prefix_v_head, D: tl.constexpr, BD: tl.constexpr, GROUP: tl.constexpr, PACK: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, PREFIXED: tl.constexpr,
+    BN: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, PREFIXED: tl.constexpr, LIMITED: tl.constexpr,
 ):  # fmt: skip
     """Strides in elements; a tile holds BM / PACK positions of PACK query heads."""
     sequence, tile = find_tile(offsets, n, tl.program_id(0), BM // PACK)
@@ -153,23 +163,24 @@ def attend(  # type: ignore[no-untyped-def]
     sums = tl.zeros([BM, BD], dtype=tl.float32)
     total = tl.zeros([BM], dtype=tl.float32)
     largest = tl.full([BM], NO_KEY, dtype=tl.float32)
+    before = 0
+    shared_k = prefix_k
+    shared_v = prefix_v
     if PREFIXED:
         prefix = tl.load(prefix_of + sequence)
-        if prefix >= 0:
-            shared = tl.load(prefix_offsets + prefix)
-            before = tl.load(prefix_offsets + prefix + 1) - shared
-            sums, total, largest = walk_part(
-                sums, total, largest, queries,
-                prefix_k + shared.to(tl.int64) * prefix_k_token + key_head * prefix_k_head,
-                prefix_v + shared.to(tl.int64) * prefix_v_token + key_head * prefix_v_head,
-                prefix_k_token, prefix_v_token, place + before, low + before, high + before, before, window, scale,
-                D, BD, BM, BN, False, WINDOWED,
-            )  # fmt: skip
+        start = tl.load(prefix_offsets + tl.maximum(prefix, 0))
+        before = tl.where(prefix >= 0, tl.load(prefix_offsets + prefix + 1) - start, 0)
+        shared_k = prefix_k + start.to(tl.int64) * prefix_k_token + key_head * prefix_k_head
+        shared_v = prefix_v + start.to(tl.int64) * prefix_v_token + key_head * prefix_v_head
+    own = length
+    if LIMITED:
+        own = tl.load(num_keys + sequence)
     sums, total, largest = walk_part(
         sums, total, largest, queries,
-        k + begin.to(tl.int64) * k_token + key_head * k_head,
-        v + begin.to(tl.int64) * v_token + key_head * v_head,
-        k_token, v_token, place, low, high, length, window, scale, D, BD, BM, BN, CAUSAL, WINDOWED,
+        k + begin.to(tl.int64) * k_token + key_head * k_head, v + begin.to(tl.int64) * v_token + key_head * v_head,
+        k_token, v_token, shared_k, shared_v, prefix_k_token, prefix_v_token, before,
+        place + before, low + before, high + before, before + own, window, scale,
+        D, BD, BM, BN, CAUSAL, WINDOWED, PREFIXED,
     )  # fmt: skip
     total = tl.where(place < length, total, 1.0)  # a row behind the end may have seen no key
     tl.store(
@@ -205,15 +216,17 @@ def attention(
     prefix_v: torch.Tensor | None = None,
     prefix_offsets: torch.Tensor | None = None,
     prefix_of: torch.Tensor | None = None,
+    num_keys: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The op on CUDA; see the contract."""
-    check(q, k, v, offsets, window, scale, (prefix_k, prefix_v, prefix_offsets, prefix_of))
+    check(q, k, v, offsets, window, scale, (prefix_k, prefix_v, prefix_offsets, prefix_of), num_keys)
     if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"q must be float32, float16 or bfloat16, got {q.dtype}")
     for name, tensor in (("q", q), ("k", k), ("v", v), ("prefix_k", prefix_k), ("prefix_v", prefix_v)):
         if tensor is not None and tensor.stride(2) != 1 and tensor.numel() > 0:
             raise ValueError(f"{name} must be contiguous in its last dimension, got strides {tensor.stride()}")
-    for name, tensor in (("offsets", offsets), ("prefix_offsets", prefix_offsets), ("prefix_of", prefix_of)):
+    integers = {"offsets": offsets, "prefix_offsets": prefix_offsets, "prefix_of": prefix_of, "num_keys": num_keys}
+    for name, tensor in integers.items():
         if tensor is not None and tensor.stride(0) != 1 and tensor.numel() > 1:
             raise ValueError(f"{name} must be contiguous, got stride {tensor.stride(0)}")
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -227,9 +240,10 @@ def attention(
     )
     launch(
         attend, (triton.cdiv(rows, tiles["BM"] // pack) + n if rows else 0, heads // pack),
-        q, k, v, out, offsets, prefix_k, prefix_v, prefix_offsets, prefix_of, n, min(window, NO_WINDOW),
+        q, k, v, out, offsets, prefix_k, prefix_v, prefix_offsets, prefix_of, num_keys, n,
+        min(window, NO_WINDOW),
         scale * LOG2_E, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], out.stride(0), *prefix_strides,
         D=depth, BD=padded, GROUP=group, PACK=pack, CAUSAL=causal, WINDOWED=window >= 0,
-        PREFIXED=prefix_of is not None, **tiles,
+        PREFIXED=prefix_of is not None, LIMITED=num_keys is not None, **tiles,
     )  # fmt: skip
     return out

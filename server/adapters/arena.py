@@ -16,8 +16,8 @@ import torch
 from embedmux.server.adapters.files import reject
 from embedmux.server.errors import Overloaded
 from embedmux.server.free_list import FreeList
-from embedmux.server.records import Adapter
 from embedmux.server.packed import FusedLinear
+from embedmux.server.records import Adapter
 
 ALIGNMENT_BYTES = 64  # a cache line on the CPU, and enough for 16-byte vector loads on the GPU
 RETRY_AFTER_S = 1.0  # room appears when somebody unloads an adapter, which is a human's pace

@@ -138,14 +138,14 @@ class Attention:
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch) -> torch.Tensor:
         """q [T, Hq, D], k and v [T, Hkv, D] -> [T, Hq * D]."""
-        prefix: tuple[torch.Tensor, ...] = ()
+        prefix: tuple[torch.Tensor | None, ...] = (None, None, None, None)
         if (shared := batch.prefixes) is not None:
             keys, values = shared.keys[self.layer], shared.values[self.layer]
             keys.index_copy_(0, shared.target, k.index_select(0, shared.source))
             values.index_copy_(0, shared.target, v.index_select(0, shared.source))
             prefix = (keys, values, shared.offsets, shared.of)
         context: torch.Tensor = torch.ops.embedmux.attention(
-            q, k, v, batch.offsets, self.causal, self.window, self.scale, *prefix
+            q, k, v, batch.offsets, self.causal, self.window, self.scale, *prefix, batch.num_keys
         )
         return context.view(q.shape[0], -1)
 

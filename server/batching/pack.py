@@ -35,8 +35,8 @@ class Layout:
     """A packed batch on the host; see Batch.
 
     token_ids, positions and types [T] int64, offsets [n + 1] int32; segment_offsets (in tokens) and segment_pieces (in
-    pieces) [G + 1] int32, segment_slots [G] int32; pooled_rows [n] int64; prefix_offsets [m + 1] and prefix_of [n]
-    int32, source and target [c] int64.
+    pieces) [G + 1] int32, segment_slots [G] int32; pooled_rows [n] int64; num_keys [n] int32; prefix_offsets [m + 1]
+    and prefix_of [n] int32, source and target [c] int64.
     """
 
     token_ids: np.ndarray
@@ -47,6 +47,7 @@ class Layout:
     segment_pieces: np.ndarray
     segment_slots: np.ndarray
     pooled_rows: np.ndarray
+    num_keys: np.ndarray
     prefix_offsets: np.ndarray
     prefix_of: np.ndarray
     source: np.ndarray
@@ -55,11 +56,16 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """What a model wants of its batches: which row of a piece leaves the last layer (None: all), and the pool of shared
-    prefixes, keys and values [L, P, Hkv, D] (None: it shares none)."""
+    """What a model wants of its batches.
+
+    ``pooled``: which row of a piece leaves the last layer, None for all. ``pool``: keys and values [L, P, Hkv, D] of
+    shared prefixes, None for a model that shares none. ``unread_token``: a run of this id at the end of a piece is
+    attended to by nobody, as the mask tokens that fill up a ColBERT query; None where all are.
+    """
 
     pooled: Pooling | None = None
     pool: tuple[torch.Tensor, torch.Tensor] | None = None
+    unread_token: int | None = None
 
     @property
     def pool_rows(self) -> int:
@@ -107,6 +113,7 @@ def pack(pieces: list[Piece], packing: Packing) -> Layout:
         segment_pieces=np.append(firsts, len(pieces)).astype(np.int32),
         segment_slots=slots[firsts],
         pooled_rows=(offsets[:-1] if packing.pooled is Pooling.CLS else offsets[1:] - 1).astype(np.int64),
+        num_keys=lengths if packing.unread_token is None else _num_keys(pieces, packing.unread_token),
         prefix_offsets=prefix_offsets,
         prefix_of=prefix_of,
         source=_ranges([(int(offsets[index]), len(pieces[index].token_ids)) for index in kept]),
@@ -145,6 +152,7 @@ def make_batch(arrays: dict[str, torch.Tensor], counting: torch.Tensor, packing:
         segments=Segments(arrays["segment_offsets"], slots),
         pooled=pooled,
         prefixes=prefixes,
+        num_keys=arrays["num_keys"] if packing.unread_token is not None else None,
     )
 
 
@@ -155,6 +163,12 @@ def _prefixes(pieces: list[Piece], pool_rows: int) -> tuple[np.ndarray, np.ndarr
     places = {prefix: 2 * place + 1 for place, prefix in enumerate(used)}
     of = [NO_PREFIX if piece.prefix is None else places[piece.prefix] for piece in pieces]
     return np.array(edges, dtype=np.int32), np.array(of, dtype=np.int32)
+
+
+def _num_keys(pieces: list[Piece], unread: int) -> np.ndarray:
+    """Tokens of each piece up to the last one that is not ``unread``; the first always counts."""
+    found = [np.flatnonzero(piece.token_ids != unread) for piece in pieces]
+    return np.array([places[-1] + 1 if len(places) else 1 for places in found], dtype=np.int32)
 
 
 def _ranges(runs: list[tuple[int, int]]) -> np.ndarray:

@@ -33,7 +33,7 @@ class Staging:
         self._sizes = {
             "token_ids": max_tokens, "positions": max_tokens, "types": max_tokens, "offsets": max_texts + 1,
             "segment_offsets": max_segments + 1, "segment_pieces": max_segments + 1, "segment_slots": max_segments,
-            "pooled_rows": max_texts, "prefix_offsets": prefixes, "prefix_of": max_texts,
+            "pooled_rows": max_texts, "num_keys": max_texts, "prefix_offsets": prefixes, "prefix_of": max_texts,
             "source": kept, "target": kept,
         }  # fmt: skip
         places, end = {}, 0
@@ -62,7 +62,7 @@ class Staging:
         rest = {
             "offsets": num_tokens, "segment_offsets": num_tokens, "segment_pieces": num_pieces,
             "segment_slots": BASE_MODEL, "prefix_offsets": self._packing.pool_rows, "prefix_of": NO_PREFIX,
-            "pooled_rows": 0, "source": 0, "target": max(0, self._packing.pool_rows - 1),
+            "pooled_rows": 0, "num_keys": 0, "source": 0, "target": max(0, self._packing.pool_rows - 1),
         }  # fmt: skip
         for name, array in self._arrays.items():
             filled: np.ndarray = getattr(layout, name)

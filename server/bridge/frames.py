@@ -21,8 +21,8 @@ ENCODINGS, OUTPUTS = list(Encoding), list(Output)
 
 HEADER = struct.Struct("<IB")
 # job id, block start, texts, tokens, model, deadline (monotonic s, inf for none); then what is wanted: dimensions,
-# token dimensions, encoding (index in the enum), outputs (a bit for each member of the enum)
-SUBMIT = struct.Struct("<QQIIHdIIBB")
+# token dimensions, most vectors, encoding (index in the enum), outputs (a bit for each member of the enum)
+SUBMIT = struct.Struct("<QQIIHdIIIBB")
 JOB_ID = struct.Struct("<Q")
 
 
@@ -91,16 +91,16 @@ class JobBlock:
         return 4 * (4 * num_texts + 1 + num_tokens) + output.total_bytes(num_texts, num_tokens)
 
 
-def pack_output(output: OutputSpec) -> tuple[int, int, int, int]:
-    """The last four fields of SUBMIT."""
+def pack_output(output: OutputSpec) -> tuple[int, int, int, int, int]:
+    """The last five fields of SUBMIT."""
     outputs = sum(1 << OUTPUTS.index(member) for member in output.outputs)
-    return output.dimensions, output.token_dimensions, ENCODINGS.index(output.encoding), outputs
+    return output.dimensions, output.token_dimensions, output.most_vectors, ENCODINGS.index(output.encoding), outputs
 
 
-def unpack_output(dimensions: int, token_dimensions: int, encoding: int, outputs: int) -> OutputSpec:
+def unpack_output(dimensions: int, token_dimensions: int, most_vectors: int, encoding: int, outputs: int) -> OutputSpec:
     """The inverse of pack_output."""
     members = tuple(member for place, member in enumerate(OUTPUTS) if outputs >> place & 1)
-    return OutputSpec(dimensions, ENCODINGS[encoding], members, token_dimensions)
+    return OutputSpec(dimensions, ENCODINGS[encoding], members, token_dimensions, most_vectors)
 
 
 def error_to_json(error: EmbedmuxError) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from embedmux.server.backbones.layers import Linear
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.checkpoint.folder import ModelFolder
 from embedmux.server.contract import Contract, LateContract, ScoreKind
-from embedmux.server.heads.dense import DenseModules, Projections
+from embedmux.server.heads.dense import DenseModules, NormedCut, Projections
 from embedmux.server.heads.score import Classifier, TokenLogits
 from embedmux.server.heads.tokens import SparseWeights, TokenVectors
 from embedmux.server.records import Output
@@ -24,7 +24,7 @@ SPARSE_FILE, COLBERT_FILE = "sparse_linear.safetensors", "colbert_linear.safeten
 class Heads:
     """What a model has behind its backbone; None where it has no such head."""
 
-    dense: DenseModules | Projections | None = None
+    dense: DenseModules | NormedCut | Projections | None = None
     tokens: TokenVectors | None = None
     sparse: SparseWeights | None = None
     score: Classifier | TokenLogits | None = None
@@ -34,16 +34,19 @@ class Heads:
 def build_heads(contract: Contract, checkpoint: Checkpoint, hidden: int, words: torch.Tensor) -> Heads:
     """The heads, float32, on the checkpoint's device. ``words`` [vocabulary, hidden] serves as a tied language head."""
     reader = _Reader(checkpoint, ModelFolder(checkpoint.folder), hidden)
-    dense: DenseModules | Projections | None = None
+    dense: DenseModules | NormedCut | Projections | None = None
     if contract.dense_modules:
         dense = DenseModules([reader.module(name) for name in contract.dense_modules])
     elif contract.projections is not None:
         dense = Projections(reader.chain(contract.projections, contract.sizes))
+    elif contract.norms_before_cut:
+        dense = NormedCut(hidden, checkpoint.device)
     tokens: TokenVectors | None = None
     sparse: SparseWeights | None = None
     score: Classifier | TokenLogits | None = None
     if contract.late is not None:
-        tokens = TokenVectors(reader.token_layers(contract.late), kept=contract.late.kept)
+        late = contract.late
+        tokens = TokenVectors(reader.token_layers(late), kept=late.kept, normalizes=late.is_normalized)
     if Output.SPARSE in contract.outputs:
         sparse = SparseWeights(reader.linear(SPARSE_FILE, 1), ignored=contract.sparse_ignored)
     if contract.score is not None and contract.score.kind is ScoreKind.CLASSIFIER:

@@ -9,6 +9,8 @@ from embedmux.server.backbones.layers import Linear
 from embedmux.server.packed import TokenStates
 from embedmux.server.records import OutputSpec, Pooling
 
+NORM_EPS = 1e-5  # torch's own, which the published code takes
+
 
 def encode_dense(
     states: TokenStates,
@@ -41,12 +43,17 @@ def pool_rows(
 
 
 def encode_vectors(
-    vectors: torch.Tensor, dimensions: int, encoding: str, ranges: torch.Tensor | None = None
+    vectors: torch.Tensor,
+    dimensions: int,
+    encoding: str,
+    ranges: torch.Tensor | None = None,
+    *,
+    normalize: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Float32 vectors [m, D] cut to ``dimensions``, normalised and encoded: codes and finiteness."""
     offsets = torch.arange(len(vectors) + 1, dtype=torch.int32, device=vectors.device)
     found: tuple[torch.Tensor, torch.Tensor] = ops.pool_encode.handle(
-        vectors, None, None, None, 0.0, "none", offsets, None, "cls", dimensions, True, encoding, ranges
+        vectors, None, None, None, 0.0, "none", offsets, None, "cls", dimensions, normalize, encoding, ranges
     )
     return found
 
@@ -62,6 +69,18 @@ class DenseModules:
         for linear in self._linears:
             pooled = linear(pooled)
         return pooled
+
+
+class NormedCut:
+    """A layer norm without weights over the whole vector, before a smaller size is cut from it (Nomic's v1.5)."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._ones = torch.ones(size, device=device)
+
+    def __call__(self, pooled: torch.Tensor, dimensions: int) -> torch.Tensor:
+        """Pooled states [m, H] float32 -> [m, H]; what is above ``dimensions`` is cut when it is encoded."""
+        found: torch.Tensor = torch.ops.embedmux.add_layer_norm(pooled, None, self._ones, None, NORM_EPS)
+        return found
 
 
 class Projections:

@@ -26,13 +26,14 @@ def normed_tokens(states: TokenStates) -> torch.Tensor:
 class TokenVectors:
     """A projection of token states, brought to length one. Source: ColBERT, Khattab and Zaharia 2020.
 
-    ``kept``: ids of the tokens that have a vector, () for all.
+    ``kept``: ids of the tokens that have a vector, () for all. Without ``normalizes`` they keep their length.
     """
 
-    def __init__(self, layers: list[Linear], *, kept: tuple[int, ...] = ()) -> None:
+    def __init__(self, layers: list[Linear], *, kept: tuple[int, ...] = (), normalizes: bool = True) -> None:
         """``layers``: one linear, or several with a ReLU between them; none leaves the states as they are."""
         self._layers = layers
         self._kept = np.array(kept, dtype=np.int64)
+        self._normalizes = normalizes
 
     def __call__(
         self, tokens: torch.Tensor, token_ids: list[np.ndarray], starts: list[int], encoding: Encoding
@@ -46,7 +47,7 @@ class TokenVectors:
         vectors = tokens.index_select(0, rows)
         for number, layer in enumerate(self._layers):
             vectors = layer(vectors.relu() if number else vectors)
-        codes, _ = encode_vectors(vectors, vectors.shape[1], encoding.value)
+        codes, _ = encode_vectors(vectors, vectors.shape[1], encoding.value, normalize=self._normalizes)
         packed = codes.cpu().view(torch.uint8).numpy()
         return np.split(packed, np.cumsum([len(place) for place in places])[:-1])
 

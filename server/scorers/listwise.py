@@ -13,7 +13,7 @@ from embedmux.server.errors import EmbedmuxError, EngineFailure
 from embedmux.server.records import BASE_MODEL, Encoding, Output, OutputSpec
 from embedmux.server.rows import take_apart
 from embedmux.server.scorers.scored import Question, Scored, check_instruction
-from embedmux.server.text.listwise import Block, Listing, ListReader
+from embedmux.server.text.listwise import MAX_PASSAGES, Block, Listing, ListReader
 from embedmux.server.text.tokenizer import Tokenizer
 
 
@@ -29,7 +29,10 @@ class Listwise:
         self._engine = engine
         self._admission = admission
         self._dimensions = contract.late.dimensions
-        self._output = OutputSpec(contract.dimensions, Encoding.FLOAT32, (Output.TOKENS,), self._dimensions)
+        # Markers alone have a vector: one for each passage of a block, and the query's.
+        self._output = OutputSpec(
+            contract.dimensions, Encoding.FLOAT32, (Output.TOKENS,), self._dimensions, MAX_PASSAGES + 1
+        )
 
     async def score(self, question: Question) -> Scored:
         """See Scorer."""

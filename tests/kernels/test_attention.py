@@ -68,6 +68,25 @@ def test_sequence_with_a_prefix_has_the_bits_of_the_whole_sequence(
 
 
 @COMPILED
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_tokens_that_are_no_keys_change_nobody_and_read_the_others(isa: str, dtype: torch.dtype) -> None:
+    count = (9, 300, 40)
+    q, k, v, *rest = arguments(dtype, (33, 310, 40), fused=False)
+    none = (None, None, None, None)
+    found = ops.attention(q, k, v, *rest, *none, torch.tensor(count, dtype=torch.int32))
+    edges = rest[0].tolist()
+    for s, keys in enumerate(count):
+        rows, seen = slice(edges[s], edges[s + 1]), slice(edges[s], edges[s] + keys)
+        alone = ops.attention(q[seen], k[seen], v[seen], offsets_of((keys,)), *rest[1:])
+        assert torch.equal(found[seen], alone)
+        k[edges[s] + keys : edges[s + 1]] = torch.nan
+        v[edges[s] + keys : edges[s + 1]] = torch.nan
+        assert torch.equal(
+            ops.attention(q, k, v, *rest, *none, torch.tensor(count, dtype=torch.int32))[rows], found[rows]
+        )
+
+
+@COMPILED
 def test_nan_and_infinity_stay_in_their_sequence(isa: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         q, k, v, *rest = arguments(dtype, (33, 20, 40), fused=False)
@@ -169,11 +188,15 @@ WITH_PREFIX = arguments(torch.float32, (3, 5), prefixes=(4, 2), prefix_of=(1, -1
         ({"prefix_of": WITH_PREFIX[10][:1]}, "prefix_of must"),
         ({"prefix_of": torch.tensor([2, 0], dtype=torch.int32)}, "-1 (none) or one of the 2 prefixes, got"),
         ({"prefix_of": torch.tensor([0, -2], dtype=torch.int32)}, "-1 (none) or one of the 2 prefixes, got"),
+        ({"num_keys": torch.tensor([3, 5])}, "num_keys must be"),
+        ({"num_keys": torch.tensor([3], dtype=torch.int32)}, "num_keys must"),
+        ({"num_keys": torch.tensor([3, 6], dtype=torch.int32)}, "num_keys must be from 1 to"),
+        ({"num_keys": torch.tensor([0, 5], dtype=torch.int32)}, "num_keys must be from 1 to"),
     ],
 )
 def test_prefixes_outside_the_contract_are_refused(changes: dict[str, Any], message: str) -> None:
-    names = ("prefix_k", "prefix_v", "prefix_offsets", "prefix_of")
-    values = {**dict(zip(names, WITH_PREFIX[7:], strict=True)), **changes}
+    names = ("prefix_k", "prefix_v", "prefix_offsets", "prefix_of", "num_keys")
+    values = {**dict(zip(names[:4], WITH_PREFIX[7:], strict=True)), **changes}
     for kernel in (ops.attention, ops.attention.reference):
         with pytest.raises((ValueError, TypeError, RuntimeError), match=re.escape(message)):
             kernel(*WITH_PREFIX[:7], **values)

@@ -13,7 +13,8 @@ PREFIXES = {"prefixes": (9, 40), "prefix_of": (1, 0, 0, -1)}
 
 
 def arguments(**fields: Any) -> cases.Arguments:
-    case = cases.Case("test", torch.float32, LENGTHS, **{"heads": 2, "key_heads": 1, "depth": 24, **fields})
+    fields = {"dtype": torch.float32, "lengths": LENGTHS, "heads": 2, "key_heads": 1, "depth": 24, **fields}
+    case = cases.Case("test", **fields)
     return cases.make_inputs(case, seed=7)
 
 
@@ -33,6 +34,24 @@ def test_sequence_has_the_same_bits_alone_and_in_a_batch(fields: dict[str, Any])
         ends = torch.tensor([0, LENGTHS[s]], dtype=torch.int32)
         alone = ops.attention.triton(q[rows], k[rows], v[rows], ends, causal, window, scale, *own)
         assert torch.equal(alone, packed[rows])
+
+
+@pytest.mark.parametrize("length", (1, 9, 15, 16, 31, 40, 69))
+@pytest.mark.parametrize(("causal", "window", "heads"), ((True, -1, 2), (False, -1, 2), (True, 30, 1)))
+def test_sequence_has_the_same_bits_wherever_it_is_cut_into_prefix_and_tail(
+    length: int, causal: bool, window: int, heads: int
+) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v, *_, scale = arguments(causal=causal, window=window, heads=heads, lengths=(70,), dtype=dtype)
+        ends = torch.tensor([0, 70], dtype=torch.int32)
+        whole = ops.attention.triton(q, k, v, ends, causal, window, scale)
+        shared, tail = slice(0, length), slice(length, 70)
+        edges = torch.tensor([0, length], dtype=torch.int32)
+        found = ops.attention.triton(
+            q[tail], k[tail], v[tail], torch.tensor([0, 70 - length], dtype=torch.int32), causal, window, scale,
+            k[shared], v[shared], edges, torch.zeros(1, dtype=torch.int32),
+        )  # fmt: skip
+        assert torch.equal(found, whole[tail])
 
 
 def test_padding_of_rows_and_sequences_changes_nothing() -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from embedmux.server.adapters.arena import AdapterArena
 from embedmux.server.errors import AdapterRejected, Overloaded
-from embedmux.server.records import Adapter, LowRank
 from embedmux.server.packed import FusedLinear
+from embedmux.server.records import Adapter, LowRank
 
 LINEARS = (
     FusedLinear("layer.0.qkv", (("query", 8), ("key", 6), ("value", 5)), 12),

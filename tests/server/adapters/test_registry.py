@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from embedmux.server.adapters.arena import AdapterArena
 from embedmux.server.adapters.registry import AdapterRegistry
 from embedmux.server.errors import AdapterConflict, AdapterRejected, NotFound, Overloaded
-from embedmux.server.records import BASE_MODEL, Adapter, Calibration, LowRank
 from embedmux.server.packed import FusedLinear
+from embedmux.server.records import BASE_MODEL, Adapter, Calibration, LowRank
 
 
 def make_adapter(name: str, value: float = 1.0, **changes: Any) -> Adapter:

@@ -89,5 +89,5 @@ def test_what_is_wanted_crosses_the_border_whole(encoding: Encoding) -> None:
     members = list(Output)
     for bits in range(1, 1 << len(members)):
         outputs = tuple(member for place, member in enumerate(members) if bits >> place & 1)
-        output = OutputSpec(1024, encoding, outputs, 128)
+        output = OutputSpec(1024, encoding, outputs, 128, 125)
         assert unpack_output(*pack_output(output)) == output
