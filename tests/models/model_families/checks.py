@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_families.family import Family, Vectors
+from model_families.family import Family, Role, Vectors
 from model_families.samples import queries_of, texts_of
 
 TEXTS = texts_of(8, seed=5, longest=300)
@@ -23,12 +23,19 @@ def cosines(first: Vectors, second: Vectors) -> Vectors:
     return (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
 
 
+def calls_of(family: Family) -> list[tuple[str | None, Role | None]]:
+    """Every task and every role, though not each with each."""
+    first_task, first_role = family.tasks[0], family.roles[0]
+    calls = [*((first_task, role) for role in family.roles), *((task, first_role) for task in family.tasks)]
+    return list(dict.fromkeys(calls))
+
+
 def outputs_of(family: Family, folder: Path) -> list[Vectors]:
     """Everything that the reference makes of the sample texts: vectors by task and role, or scores by query."""
     reference = family.reference(folder)
     if family.kind == "reranker":
         return [np.asarray(reference.score(query, DOCUMENTS)) for query in QUERIES]
-    return [reference.embed(TEXTS, task=task, role=role) for task in family.tasks for role in family.roles]
+    return [reference.embed(TEXTS, task=task, role=role) for task, role in calls_of(family)]
 
 
 def separation(family: Family, right: list[Vectors], wrong: list[Vectors]) -> float:

@@ -148,7 +148,7 @@ def build_base(folder: Path, size: Size, seed: int, *, variant: str) -> None:
         adapter = folder / "adapters" / task
         write_json(adapter / "adapter_config.json", adapter_config(variant, task))
         path = adapter / "adapter_model.safetensors"
-        write_weights(path, adapter_plan(shape), seed + 1 + number, torch.bfloat16)
+        write_weights(path, adapter_plan(shape), seed + 1 + number, torch.bfloat16, metadata=False)
 
 
 def build_merged(folder: Path, size: Size, seed: int, *, variant: str) -> None:
