@@ -71,19 +71,22 @@ def test_a_model_compiles_once(tmp_path: Path) -> None:
 CODES = """
 import torch
 from embedmux.kernels import aot
-from embedmux.server.outputs import encode_all_kinds, encode_group
+from embedmux.server.heads.dense import encode_dense
+from embedmux.server.outputs import encode_all_kinds
+from embedmux.server.packed import TokenStates
 from embedmux.server.records import Encoding, OutputSpec, Pooling
 
 states = torch.empty(9, 384, dtype=torch.bfloat16, device="meta")
 offsets = torch.empty(4, dtype=torch.int32, device="meta")
 with aot.Recorder() as before:
-    encode_all_kinds(states, offsets[:2], Pooling.MEAN)
+    encode_all_kinds(TokenStates(states, offsets[:2]), Pooling.MEAN)
 with aot.Recorder() as asked:
     for dimensions in (384, 256, 100):
         ranges = torch.empty(2, dimensions, device="meta")
         for encoding in Encoding:
             for chosen in (None, offsets[:2]):
-                encode_group(states, offsets, chosen, OutputSpec(dimensions, encoding), ranges, Pooling.MEAN)
+                spec = OutputSpec(dimensions, encoding)
+                encode_dense(TokenStates(states, offsets), chosen, spec, ranges, Pooling.MEAN)
 compiled = {kernel.key for kernel in aot.compile_calls(before.calls, [90])}
 later = {kernel.key for kernel in aot.compile_calls(asked.calls, [90])}
 assert len(compiled) == 2 * len(Encoding) and later <= compiled, later - compiled
