@@ -42,9 +42,7 @@ def _weights(folder: Path) -> Iterator[Finding]:
         num_tensors = check.check(folder)
     except EmbedmuxError as error:
         is_pickled = (folder / PICKLED).exists() and not list(folder.glob("model*.safetensors"))
-        fix = (
-            f"embedmux convert {folder} makes model.safetensors of {PICKLED}" if is_pickled else "copy the files again"
-        )
+        fix = f"embedmux convert {folder} makes model.safetensors of {PICKLED}" if is_pickled else ""
         yield Finding("weights", "fault", str(error), fix)
         return
     yield Finding(
