@@ -20,7 +20,7 @@ from embedmux.server.bridge.frames import (
     parse_done,
 )
 from embedmux.server.bridge.port import Answer
-from embedmux.server.errors import EmbedmuxError, Overloaded, Unavailable
+from embedmux.server.errors import EmbedmuxError, InvalidRequest, Overloaded, Unavailable
 from embedmux.server.facts import AdapterInfo, ModelInfo
 from embedmux.server.free_list import FreeList
 from embedmux.server.records import OutputSpec, Tokens
@@ -50,12 +50,19 @@ class EngineLink(asyncio.Protocol):
     ) -> Answer:
         """Rows of tokenised texts, one after another, and the errors of texts without one (their rows are undefined).
 
-        Raises Overloaded when the shared memory is full, Unavailable when the engine process ends meanwhile. When the
-        awaiting task is cancelled, texts not yet computing are dropped.
+        Raises Overloaded when the shared memory is full, InvalidRequest when it never could hold the request, and
+        Unavailable when the engine process ends meanwhile. When the awaiting task is cancelled, texts not yet computing
+        are dropped.
         """
         transport = self._connected()
         num_tokens = sum(len(text.ids) for text in tokens)
-        start = self._blocks.allocate(JobBlock.size(len(tokens), num_tokens, output))
+        size = JobBlock.size(len(tokens), num_tokens, output)
+        if size > self._blocks.size:  # token vectors of a long request; to try again would never help
+            raise InvalidRequest(
+                f"the request with its outputs takes {size} bytes of shared memory, the limit is {self._blocks.size} "
+                "(shared_memory_bytes); send fewer texts at once"
+            )
+        start = self._blocks.allocate(size)
         if start is None:
             raise Overloaded(
                 f"{self._blocks.used} of {self._blocks.size} bytes of shared memory hold unanswered requests; "

@@ -9,7 +9,7 @@ import pytest
 
 from embedmux.server.bridge.frames import JOB_ID, SUBMIT, Kind, frame
 from embedmux.server.bridge.link import EngineLink
-from embedmux.server.errors import Overloaded, Unavailable
+from embedmux.server.errors import InvalidRequest, Overloaded, Unavailable
 from embedmux.server.records import Encoding, OutputSpec, Tokens
 
 OUTPUT = OutputSpec(8, Encoding.FLOAT32)
@@ -77,7 +77,19 @@ async def test_a_block_answered_just_before_the_cancel_comes_back() -> None:
 
 async def test_full_memory_refuses_and_takes_nothing() -> None:
     wire = Wire()
-    with pytest.raises(Overloaded, match=f"of {SIZE} bytes of shared memory"):
+    first = wire.embed(num_texts=50)
+    await asyncio.sleep(0)
+    taken = wire.used
+    with pytest.raises(Overloaded, match=f"{taken} of {SIZE} bytes of shared memory"):
+        await wire.embed(num_texts=50)
+    assert wire.used == taken > 0
+    wire.answer(wire.sent(Kind.SUBMIT)[0])
+    await first
+
+
+async def test_a_request_that_could_never_fit_is_told_so() -> None:
+    wire = Wire()
+    with pytest.raises(InvalidRequest, match=rf"takes \d+ bytes of shared memory, the limit is {SIZE}.*fewer texts"):
         await wire.embed(num_texts=500)
     assert wire.used == 0
 
