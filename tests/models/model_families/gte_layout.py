@@ -44,7 +44,7 @@ class Published:
     prompts: dict[str, str] | None = None
     max_tokens: int = 8192
     peak: float = 1.25  # gain of queries and keys, see weights.linear
-    branch: float = 0.5  # what a block adds to its input, against the unit of that
+    branch: float = 0.7  # what a block adds to its input, against the unit of that
     tiny_hidden: int = 64
 
     def at(self, size: Size) -> Published:

@@ -41,7 +41,7 @@ class Published:
     pad: str = "[PAD]"
     prompts: dict[str, str] | None = None
     peak: float = 1.25  # gain of queries and keys, see weights.linear
-    branch: float = 0.5  # what a block adds to the residual, against its inputs' unit
+    branch: float = 0.8  # what a block adds to the residual, against its inputs' unit
     tiny_hidden: int = 64
 
     def at(self, size: Size) -> Published:
