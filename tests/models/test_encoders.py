@@ -199,9 +199,9 @@ def test_the_rerankers_reference_is_sentence_transformers_raw_logit(family: Fami
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=name)
 def test_every_mutant_is_noticed_by_the_reference(family: Family, folders: dict[str, Path], tmp_path: Path) -> None:
-    right = outputs_of(family, folders[family.name])
+    right = outputs_of(family, family.reference(folders[family.name]))
     for mutant in family.mutants:
-        wrong = outputs_of(family, mutate(family, mutant, folders[family.name], tmp_path / mutant))
+        wrong = outputs_of(family, family.reference(mutate(family, mutant, folders[family.name], tmp_path / mutant)))
         assert separation(family, right, wrong) > 1, mutant
 
 

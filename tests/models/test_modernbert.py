@@ -124,9 +124,9 @@ def test_runs_of_spaces_are_tokens_of_their_own(folders: dict[str, Path]) -> Non
 
 @pytest.mark.parametrize("family", DENSE, ids=name)
 def test_every_mutant_is_noticed_by_the_reference(family: Family, folders: dict[str, Path], tmp_path: Path) -> None:
-    right = outputs_of(family, folders[family.name])
+    right = outputs_of(family, family.reference(folders[family.name]))
     for mutant in family.mutants:
-        wrong = outputs_of(family, mutate(family, mutant, folders[family.name], tmp_path / mutant))
+        wrong = outputs_of(family, family.reference(mutate(family, mutant, folders[family.name], tmp_path / mutant)))
         assert separation(family, right, wrong) > 1, mutant
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_families.family import Family, Role, Vectors
+from model_families.family import Family, Reference, Role, Vectors
 from model_families.samples import queries_of, texts_of
 
 TEXTS = texts_of(8, seed=5, longest=300)
@@ -30,12 +30,11 @@ def calls_of(family: Family) -> list[tuple[str | None, Role | None]]:
     return list(dict.fromkeys(calls))
 
 
-def outputs_of(family: Family, folder: Path) -> list[Vectors]:
-    """Everything that the reference makes of the sample texts: vectors by task and role, or scores by query."""
-    reference = family.reference(folder)
+def outputs_of(family: Family, model: Reference) -> list[Vectors]:
+    """Everything that a model makes of the sample texts: vectors by task and role, or scores by query."""
     if family.kind == "reranker":
-        return [np.asarray(reference.score(query, DOCUMENTS)) for query in QUERIES]
-    return [reference.embed(TEXTS, task=task, role=role) for task, role in calls_of(family)]
+        return [np.asarray(model.score(query, DOCUMENTS)) for query in QUERIES]
+    return [model.embed(TEXTS, task=task, role=role) for task in family.tasks for role in family.roles]
 
 
 def separation(family: Family, right: list[Vectors], wrong: list[Vectors]) -> float:

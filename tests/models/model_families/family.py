@@ -59,3 +59,4 @@ class Family:
     roles: tuple[Role | None, ...] = (None,)
     outputs: tuple[str, ...] = ("dense",)
     has_full: bool = False
+    is_refused: bool = False  # by name, since what it computes is not established

@@ -78,5 +78,6 @@ FAMILIES = (
         reference=partial(SentenceReference, template=TEMPLATE),
         mutants=MUTANTS,
         roles=("query", None),
+        is_refused=True,
     ),
 )
