@@ -13,9 +13,10 @@ import torch
 
 from embedmux.server.batching.pack import Piece, piece_of
 from embedmux.server.free_list import FreeList
-from embedmux.server.records import Sequence
+from embedmux.server.records import Output, Sequence
 
 LEAST_TOKENS = 8  # below that a second piece costs more than it saves
+EACH_TOKEN = {Output.SPARSE, Output.TOKENS}  # need the states of all tokens, those of a prefix among them
 Key = tuple[int, bytes]  # the adapter's handle, which is never used again, and the token ids
 
 
@@ -34,7 +35,9 @@ class PrefixCache:
         places: list[int] = []
         for sequence in sequences:
             whole = piece_of(sequence)
-            shared = int(sequence.job.shared[sequence.index])
+            shared = (
+                0 if EACH_TOKEN.intersection(sequence.job.output.outputs) else int(sequence.job.shared[sequence.index])
+            )
             key = (int(sequence.job.adapters[sequence.index]), whole.token_ids[:shared].tobytes())
             if not LEAST_TOKENS <= shared < len(whole.token_ids) or not self._holds(key, shared, in_use):
                 places.append(len(pieces))
