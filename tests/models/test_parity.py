@@ -1,7 +1,7 @@
 """Every family as it is served equals its independent reference, and a folder with one thing wrong does not.
 
-The same reference shows what is right and, by the mutants, that these tests can fail. Token vectors have their own tests
-in test_late_interaction.py.
+The same reference shows what is right and, by the mutants, that these tests can fail. Token vectors have tests of their
+own in test_late_interaction.py.
 """
 
 from __future__ import annotations
