@@ -20,7 +20,7 @@ from embedmux.server.batching.graphs import GraphedBackbone
 from embedmux.server.batching.pack import Packing, pack, piece_of, to_device
 from embedmux.server.batching.prefixes import PrefixCache, make_pool
 from embedmux.server.checkpoint.folder import ModelFolder
-from embedmux.server.checkpoint.read import read_contract
+from embedmux.server.checkpoint.read import read
 from embedmux.server.config import EngineConfig, ModelConfig
 from embedmux.server.contract import Contract, ScoreKind
 from embedmux.server.errors import AdapterRejected, EngineFailure, ModelRejected
@@ -41,7 +41,8 @@ class LoadedModel:
 
     def __init__(self, model: ModelConfig, config: EngineConfig) -> None:
         self.folder = find_model(model.source)
-        self.contract = contract = read_contract(self.folder)
+        reading = read(self.folder)
+        self.contract = contract = reading.contract
         self.device = torch.device(config.device)
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self._max_rank = config.max_adapter_rank
@@ -75,7 +76,7 @@ class LoadedModel:
         self.registry = AdapterRegistry(arena, calibrations)
         if config.loads_adapters:
             self._load_all()
-        self.info = self._describe(model.name, checkpoint.digest(), calibrations, config)
+        self.info = self._describe(model.name, checkpoint.digest(), calibrations, config, notes=reading.notes)
 
     def load_adapter(self, path: str, adapter_id: str | None) -> AdapterInfo:
         """Reads, checks and places an adapter folder below the adapter root; raises AdapterRejected.
@@ -162,7 +163,13 @@ class LoadedModel:
         return graphs
 
     def _describe(
-        self, name: str, digest: str, calibrations: dict[int, Calibration], config: EngineConfig
+        self,
+        name: str,
+        digest: str,
+        calibrations: dict[int, Calibration],
+        config: EngineConfig,
+        *,
+        notes: tuple[str, ...],
     ) -> ModelInfo:
         contract, score = self.contract, self.contract.score
         return ModelInfo(
@@ -185,6 +192,7 @@ class LoadedModel:
             template=contract.template or "",
             default_instruction=score.instruction if score is not None else contract.default_instruction,
             activation=score.activation.value if score is not None else "",
+            notes=notes,
         )
 
 
