@@ -34,7 +34,7 @@ LATE = [family for family in ALL if "tokens" in family.outputs]
 # What a query may hold besides its special tokens, and what a document may.
 TEXTS: dict[Role, list[str]] = {
     "query": [*queries_of(6, seed=5), "river", "Hello, world!", "a.b (c) - [MASK]"],
-    "document": [*texts_of(8, seed=6, longest=150), "river", "Hello, world!", string.punctuation],
+    "document": [*texts_of(8, seed=6, longest=150), "river", "Hello, world!", string.punctuation, "fire [MASK] stone"],
 }
 
 
