@@ -60,6 +60,9 @@ def _stanford(evidence: Evidence, contract: Contract) -> Contract:
         attends=settings.flag("attend_to_mask_tokens", False),
         skipped_words=tuple(string.punctuation) if settings.flag("mask_punctuation", True) else (),
     )
+    for key, marker in (("query_token_id", layout.query_prefix), ("doc_token_id", layout.document_prefix)):
+        if _marker(evidence, marker) is None:
+            settings.reject(key, f"a token of tokenizer.json, which {marker!r} is not; fetch artifact.metadata too")
     return _complete(evidence, contract, layout)
 
 

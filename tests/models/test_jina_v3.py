@@ -12,6 +12,7 @@ import pytest
 import torch
 from model_families.checks import evenness
 from model_families.files import edit_json
+from model_families.jina_colbert import FAMILIES as LATE_FAMILIES
 from model_families.jina_v3 import FAMILIES, TASKS, JinaReference
 from model_families.jina_v3_layout import ADAPTATIONS, PROMPTS
 from model_families.samples import texts_of
@@ -24,11 +25,13 @@ from embedmux.server.backbones.jina_v3 import PREFIXES, WORDS, is_unused, read_s
 from embedmux.server.backbones.lookup import LoraLookup
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.checkpoint.folder import ModelFolder
-from embedmux.server.errors import EmbedmuxError
+from embedmux.server.checkpoint.read import read_contract
+from embedmux.server.errors import EmbedmuxError, ModelRejected
 from embedmux.server.packed import LowRankTables, Segments
 from embedmux.server.records import Adapter
 
 STACKED, NATIVE = FAMILIES
+(LATE,) = LATE_FAMILIES
 MATRICES = ("mixer.Wqkv", "mixer.out_proj", "mlp.fc1", "mlp.fc2")
 SPLIT = (*(f"self_attn.{part}_proj" for part in "qkv"), *MATRICES[1:])
 
@@ -202,3 +205,12 @@ def test_a_model_without_tasks_has_no_adapters_and_no_lookup(folders: tuple[Path
     assert read(tmp_path) == []
     assert not any(linear.is_lookup for linear in read_shape(ModelFolder(tmp_path).config()).linears)
     assert is_unused("pooler.dense.weight") and not is_unused("encoder.layers.0.mlp.fc1.weight")
+
+
+def test_the_late_model_without_its_markers_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / LATE.name
+    LATE.build(folder, "tiny", 1)
+    assert read_contract(folder).late is not None
+    (folder / "artifact.metadata").unlink()
+    with pytest.raises(ModelRejected, match=r"query_token_id is None; it must be a token.*'\[unused0\]' is not"):
+        read_contract(folder)

@@ -25,6 +25,7 @@ MODULES: tuple[str, ...] = (  # one line each
     "nomic",
     "gemma",
     "jina_v3",
+    "jina_colbert",
     "bert_embedders",
     "xlm_roberta_embedders",
     "bge_m3",

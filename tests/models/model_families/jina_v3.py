@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,17 +66,7 @@ class JinaReference:
         return np.stack(rows)
 
     def _load(self, adaptation: str | None) -> JinaEmbeddingsV3Model:
-        config = JinaEmbeddingsV3Config(
-            **{key: self.config[key] for key in (
-                "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id",
-            )},
-            attn_implementation="eager",
-            rope_parameters={"rope_type": "default", "rope_theta": float(self.config["rotary_emb_base"])},
-        )  # fmt: skip
-        model = JinaEmbeddingsV3Model(config, add_pooling_layer=True).to(torch.float64).eval()
-        model.load_state_dict(_renamed(self._weights(adaptation)), strict=True)
-        return model
+        return build_model(self.config, renamed(self._weights(adaptation)))
 
     def _weights(self, adaptation: str | None) -> dict[str, torch.Tensor]:
         """Sums of weights and updates, by the original name."""
@@ -119,7 +110,23 @@ def _product(name: str, tensors: dict[str, torch.Tensor], task: int) -> torch.Te
     return a @ b if name.startswith((WORDS, TYPES)) else b @ a
 
 
-def _renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def build_model(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> JinaEmbeddingsV3Model:
+    """transformers' model in float64, told in its own words what the config's keys say."""
+    keys = (
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+        "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id",
+    )  # fmt: skip
+    told = JinaEmbeddingsV3Config(
+        **{key: config[key] for key in keys},
+        attn_implementation="eager",
+        rope_parameters={"rope_type": "default", "rope_theta": float(config["rotary_emb_base"])},
+    )
+    model = JinaEmbeddingsV3Model(told, add_pooling_layer=True).to(torch.float64).eval()
+    model.load_state_dict(tensors, strict=True)
+    return model
+
+
+def renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The names of transformers' model: query, key and value apart."""
     found = {}
     for name, tensor in tensors.items():
