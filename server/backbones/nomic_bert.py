@@ -13,6 +13,7 @@ import torch
 from embedmux.server.backbones.layers import AddLayerNorm, Attention, LoraLinear, Rotary, keep_pooled, split_heads
 from embedmux.server.backbones.rotary import read_theta
 from embedmux.server.backbones.weights import Checkpoint
+from embedmux.server.checkpoint.architectures import ARCHITECTURES
 from embedmux.server.checkpoint.folder import Config
 from embedmux.server.packed import Batch, FusedLinear, LowRankTables, TokenStates
 
@@ -24,7 +25,6 @@ REQUIRED = {
     "rotary_emb_scale_base": None, "num_experts": 0, "moe_every_n_layers": 0, "hidden_act": "silu",
     "activation_function": "swiglu",
 }  # fmt: skip
-MAX_TRAINED_POSITIONS = 2048  # where config.json does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +88,12 @@ def read_shape(config: Config) -> NomicShape:
         num_layers=_integer(config, "n_layer", "num_hidden_layers"),
         num_heads=num_heads,
         intermediate_size=_integer(config, "n_inner", "intermediate_size"),
-        max_positions=max_positions(config),
+        # Without those at which Nomic's code moves the rotary base with the longest text of a batch.
+        max_positions=ARCHITECTURES["nomic_bert"].positions(config),
         num_types=config.integer("type_vocab_size", 2),
         norm_eps=config.number(eps),
         theta=_theta(config),
     )
-
-
-def max_positions(config: Config) -> int:
-    """How long a text may be. A scaling factor moves the rotary base with the longest text of a batch, in Nomic's code,
-    once that is longer than the training's; up to there it changes nothing, and further than that nothing is served."""
-    positions = _integer(config, "n_positions", "max_position_embeddings")
-    if config.get("rotary_scaling_factor") is None:
-        return positions
-    return min(positions, config.integer("max_trained_positions", MAX_TRAINED_POSITIONS))
 
 
 def is_unused(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from model_families.jina_colbert import FAMILIES as LATE_FAMILIES
 from model_families.jina_v3 import FAMILIES, TASKS, JinaReference
 from model_families.jina_v3_layout import ADAPTATIONS, PROMPTS
 from model_families.samples import texts_of
+from model_families.served import Served
 from model_families.weights import edit_weights
 from safetensors import safe_open
 
@@ -214,3 +216,15 @@ def test_the_late_model_without_its_markers_is_refused(tmp_path: Path) -> None:
     (folder / "artifact.metadata").unlink()
     with pytest.raises(ModelRejected, match=r"query_token_id is None; it must be a token.*'\[unused0\]' is not"):
         read_contract(folder)
+
+
+def test_its_adapters_come_back_by_their_ids_after_unloading(folders: tuple[Path, Path]) -> None:
+    texts = texts_of(4, seed=9, longest=40)
+    for folder in folders:
+        with Served(folder) as served:
+            before = served.embed(texts, task="clustering")
+            asyncio.run(served.engine.unload_adapter(0, "separation"))
+            assert "separation" not in served.engine.adapters_of(0)
+            info = asyncio.run(served.engine.load_adapter(0, "separation", "separation"))
+            assert info.id == "separation" and info.num_targets == 13
+            np.testing.assert_array_equal(served.embed(texts, task="clustering"), before)

@@ -14,8 +14,9 @@ from model_families.served import Served
 from safetensors import safe_open
 from transformers import AutoModel
 
-from embedmux.server.backbones.nomic_bert import max_positions, read_shape
+from embedmux.server.backbones.nomic_bert import read_shape
 from embedmux.server.checkpoint.folder import ModelFolder
+from embedmux.server.checkpoint.read import read_contract
 from embedmux.server.errors import ModelRejected
 
 V1, V15, ARCTIC = FAMILIES
@@ -80,9 +81,10 @@ def test_keys_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
 
 def test_a_scaled_base_serves_no_text_longer_than_the_training_s(tmp_path: Path) -> None:
     V1.build(tmp_path / "model", "tiny", 1)
-    assert max_positions(ModelFolder(tmp_path / "model").config()) == 8192
+    assert read_shape(ModelFolder(tmp_path / "model").config()).max_positions == 8192
     edit_config(lambda config: config.update(rotary_scaling_factor=2))(tmp_path / "model")
-    assert max_positions(ModelFolder(tmp_path / "model").config()) == 2048
+    assert read_shape(ModelFolder(tmp_path / "model").config()).max_positions == 2048
+    assert read_contract(tmp_path / "model").max_tokens == 2048
 
 
 def test_cutting_without_the_layer_norm_is_another_vector(folder: Path) -> None:
