@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from embedmux.kernels import ops
@@ -17,7 +18,7 @@ from embedmux.server.backbones import find_family
 from embedmux.server.backbones.shape import targets_of
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.batching.graphs import GraphedBackbone
-from embedmux.server.batching.pack import Packing, pack, piece_of, to_device
+from embedmux.server.batching.pack import Packing, Piece, pack, piece_of, to_device
 from embedmux.server.batching.prefixes import PrefixCache, make_pool
 from embedmux.server.checkpoint.folder import ModelFolder
 from embedmux.server.checkpoint.read import read
@@ -28,8 +29,8 @@ from embedmux.server.facts import AdapterInfo, ModelInfo
 from embedmux.server.heads.build import Heads, build_heads
 from embedmux.server.models import find_model
 from embedmux.server.outputs import encode_all_kinds, encode_rows
-from embedmux.server.packed import LowRankTables, TokenStates
-from embedmux.server.records import Calibration, Output, Pooling, Sequence
+from embedmux.server.packed import LowRankTables
+from embedmux.server.records import BASE_MODEL, Calibration, Output, Pooling, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class LoadedModel:
                 head_size=shape.head_size, dtype=self.dtype, device=self.device,
             )  # fmt: skip
             self._packing, self._prefixes = Packing(_pooled(contract), pool), PrefixCache(config.max_prefix_tokens)
-        self._graphs = self._capture(config, shape.hidden_size) if self.device.type == "cuda" else None
+        self._graphs = self._capture(config) if self.device.type == "cuda" else None
         calibrations = self._base_calibrations()
         self.registry = AdapterRegistry(arena, calibrations)
         if config.loads_adapters:
@@ -147,7 +148,7 @@ class LoadedModel:
         }
 
     @torch.inference_mode()
-    def _capture(self, config: EngineConfig, hidden_size: int) -> GraphedBackbone:
+    def _capture(self, config: EngineConfig) -> GraphedBackbone:
         graphs = GraphedBackbone(
             self.backbone,
             max_tokens=config.max_batch_tokens,
@@ -157,9 +158,9 @@ class LoadedModel:
             packing=self._packing,
         )
         # What follows the graph is compiled now too, not while the first request waits.
-        states = torch.zeros(1, hidden_size, dtype=self.dtype, device=self.device)
-        offsets = torch.tensor([0, 1], dtype=torch.int32, device=self.device)
-        encode_all_kinds(TokenStates(states, offsets), self.contract.pooling)
+        layout = pack([Piece(np.zeros(1, dtype=np.int32), BASE_MODEL)], self._packing)
+        states = self.backbone(to_device(layout, self._packing, self.device))
+        encode_all_kinds(states, self.contract.pooling)
         return graphs
 
     def _describe(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -12,15 +12,18 @@ from embedmux.server.backbones import find_family
 from embedmux.server.backbones.check import model_shape
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.checkpoint.read import read_contract
-from embedmux.server.packed import Batch, LowRankTables, PooledRows, Segments, SharedPrefixes
+from embedmux.server.packed import Batch, LowRankTables, PooledRows, Segments, SharedPrefixes, TokenStates
 from embedmux.server.records import Pooling
 
 META = torch.device("meta")
 NUM_SLOTS = 8
 
 
-def forward_calls(folder: Path, dtype: torch.dtype, sizes: Iterable[tuple[int, int, int]]) -> list[Call]:
-    """Passes over a model folder's backbone on the meta device; calls that differ in nothing are told once.
+def forward_calls(
+    folder: Path, dtype: torch.dtype, sizes: Iterable[tuple[int, int, int]], then: Callable[[TokenStates], None]
+) -> list[Call]:
+    """Passes over a model folder's backbone on the meta device, and what is done ``then`` with the states; calls that
+    differ in nothing are told once.
 
     sizes: (tokens, texts, segments) of the batches. No kernel's numbers depend on them (law 1), but its way to find a
     row's sequence and adapter does.
@@ -42,7 +45,11 @@ def forward_calls(folder: Path, dtype: torch.dtype, sizes: Iterable[tuple[int, i
             prefixes = (
                 SharedPrefixes(pool, pool, _ints(4), _ints(num_texts), tokens, tokens) if shape.is_causal else None
             )
-            backbone(Batch(tokens, tokens, tokens, _ints(num_texts + 1), segments, pooled, prefixes))
+            num_keys = (
+                _ints(num_texts) if contract.late is not None and not contract.late.attends_to_expansion else None
+            )
+            offsets = _ints(num_texts + 1)
+            then(backbone(Batch(tokens, tokens, tokens, offsets, segments, pooled, prefixes, num_keys)))
     return list({_key(call): call for call in recorder.calls}.values())
 
 

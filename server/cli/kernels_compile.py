@@ -16,7 +16,6 @@ from embedmux.server.cli import console
 from embedmux.server.config import DTYPES, EngineConfig
 from embedmux.server.models import find_model
 from embedmux.server.outputs import encode_all_kinds
-from embedmux.server.packed import TokenStates
 
 EVERY_TARGET = "all"
 IN_BACKBONES = {"lora_matmul", "attention", "add_layer_norm", "pre_norm", "rope", "gated_activation"}
@@ -50,13 +49,10 @@ def model_calls(folder: Path, dtype: torch.dtype) -> list[aot.Call]:
     engine = EngineConfig()
     buckets = bucket_shapes(engine.max_batch_tokens, engine.max_batch_texts, engine.max_adapters + 1)
     sizes = {(texts, segments): (tokens, texts, segments) for tokens, texts, segments in buckets}
-    calls: list[aot.Call] = forward_calls(folder, dtype, sizes.values())
-    contract = read_contract(folder)
-    states = torch.empty(1, contract.dimensions, dtype=dtype, device="meta")
-    offsets = torch.empty(2, dtype=torch.int32, device="meta")
-    with aot.Recorder() as recorder:
-        encode_all_kinds(TokenStates(states, offsets), contract.pooling)
-    calls += recorder.calls
+    pooling = read_contract(folder).pooling
+    calls: list[aot.Call] = forward_calls(
+        folder, dtype, sizes.values(), lambda states: encode_all_kinds(states, pooling)
+    )
     return calls + aot.case_calls(op for op in ops.ALL if op.name not in IN_BACKBONES)
 
 
