@@ -69,13 +69,14 @@ void check_num_keys(const at::Tensor& num_keys, const at::Tensor& offsets, int64
   check_dtype(num_keys, "num_keys", at::kInt);
   check_contiguous(num_keys, "num_keys");
   check_size(num_keys, "num_keys", 0, sequences);
-  TORCH_CHECK(window == -1, "window must be -1 where num_keys is given, got ", window);
   const int32_t* ends = offsets.const_data_ptr<int32_t>();
   const int32_t* keys = num_keys.const_data_ptr<int32_t>();
   for (int64_t s = 0; s < sequences; ++s) {
     const int32_t length = ends[s + 1] - ends[s];
     TORCH_CHECK(keys[s] >= std::min(length, 1) && keys[s] <= length, "num_keys must be from 1 to a sequence's ", length,
                 " tokens, got ", keys[s], " at ", s);
+    TORCH_CHECK(window < 0 || length - keys[s] <= window, "num_keys must be at most ", window,
+                " (window) below a sequence's ", length, " tokens, got ", keys[s], " at ", s);
   }
 }
 

@@ -16,7 +16,8 @@ none. A sequence with a prefix of L tokens is the tail of a longer one: its toke
 and see the prefix's keys and values at the positions 0 .. L - 1. Without a prefix positions count from 0.
 
 num_keys [n] int32 says how many of a sequence's own first tokens are keys, at least one; those behind them only ask,
-as a ColBERT query's mask tokens do. None: all of them. It goes with no window.
+as a ColBERT query's mask tokens do. None: all of them. With a window each of those behind must still reach a key: there
+are at most ``window`` of them.
 
 Position i sees position j of its sequence if j <= i (causal) and |i - j| <= window (window >= 0; -1: no limit). scale
 is above 0 and below 1e6, usually D ** -0.5.
@@ -82,8 +83,6 @@ def check(
             checks.dtype_error("num_keys", num_keys, "torch.int32")
         if num_keys.dim() != 1 or num_keys.size(0) != offsets.size(0) - 1:
             checks.shape_error("num_keys", num_keys, f"[n] with n = {offsets.size(0) - 1} sequences")
-        if window != -1:
-            checks.value_error("window", window, "-1 where num_keys is given")
 
 
 def _check_prefix(
@@ -118,7 +117,7 @@ def _check_edges(name: str, offsets: torch.Tensor, rows: int) -> None:
         checks.value_error(name, edges, f"rising from 0 to {rows}")
 
 
-def _checked_keys(num_keys: torch.Tensor | None, offsets: torch.Tensor) -> list[int]:
+def _checked_keys(num_keys: torch.Tensor | None, offsets: torch.Tensor, window: int) -> list[int]:
     """How many keys each sequence has of its own."""
     lengths: list[int] = (offsets[1:] - offsets[:-1]).tolist()
     if num_keys is None:
@@ -126,6 +125,8 @@ def _checked_keys(num_keys: torch.Tensor | None, offsets: torch.Tensor) -> list[
     keys: list[int] = num_keys.tolist()
     if not all(min(length, 1) <= count <= length for count, length in zip(keys, lengths, strict=True)):
         checks.value_error("num_keys", keys, f"from 1 to the sequences' tokens {lengths}")
+    if window >= 0 and any(length - count > window for count, length in zip(keys, lengths, strict=True)):
+        checks.value_error("num_keys", keys, f"at most {window} (window) below the sequences' tokens {lengths}")
     return keys
 
 
@@ -145,7 +146,7 @@ def _reference(
 ) -> torch.Tensor:
     check(q, k, v, offsets, window, scale, (prefix_k, prefix_v, prefix_offsets, prefix_of), num_keys)
     _check_edges("offsets", offsets, q.size(0))
-    keys = _checked_keys(num_keys, offsets)
+    keys = _checked_keys(num_keys, offsets, window)
     if prefix_k is None or prefix_v is None or prefix_offsets is None or prefix_of is None:
         return reference.attention(q, k, v, offsets, causal, window, scale, keys)
     _check_edges("prefix_offsets", prefix_offsets, prefix_k.size(0))

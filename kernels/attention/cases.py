@@ -108,6 +108,7 @@ _SHAPES = (
     Case("prefix_causal", torch.float32, (40, 1, 250), 4, 1, 64, True, -1, False, (31, 256), (1, 0, 0)),
     Case("prefix_window", torch.float32, (90, 30, 5), 2, 2, 40, True, 50, True, (270, 9), (0, 1, -1)),
     Case("few_keys", torch.float32, (32, 0, 40, 300, 1), 2, 2, 32, num_keys=(9, 0, 40, 270, 1)),
+    Case("few_keys_window", torch.float32, (32, 0, 40, 300, 1), 2, 2, 32, window=30, num_keys=(2, 0, 40, 270, 1)),
     Case("few_keys_prefix", torch.float32, (20, 33, 290), 4, 2, 64, True, -1, True, (17, 300), (0, -1, 1), (1, 30, 7)),
 )
 
@@ -152,6 +153,10 @@ TRITON_CASES: tuple[Case, ...] = tuple(
         (Case("triton_prefix_causal", torch.float32, (3, 68), 4, 2, 64, True, -1, True, (64,), (0, 0)), torch.bfloat16),
         (Case("triton_prefix_window", torch.float32, (90, 4), 2, 1, 24, True, 30, False, (9,), (0, -1)), torch.float16),
         (Case("triton_few_keys", torch.float32, (32, 0, 70), 2, 1, 32, num_keys=(9, 0, 33)), torch.bfloat16),
+        (
+            Case("triton_few_keys_window", torch.float32, (32, 0, 70), 2, 1, 32, window=37, num_keys=(9, 0, 33)),
+            torch.bfloat16,
+        ),
         (Case("triton_few_keys_prefix", torch.float32, (5, 40), 2, 2, 16, False, -1, True, (7,), (0, -1), (2, 1)),
          torch.float32),
     )

@@ -116,7 +116,19 @@ def _skipped_words(evidence: Evidence) -> tuple[str, ...]:
     return evidence.settings.strings("skiplist_words", tuple(string.punctuation))
 
 
+def _require_reach(evidence: Evidence, layout: Layout) -> None:
+    """Refuses mask tokens that see neither the query nor each other, as those behind a sliding layer's window."""
+    if evidence.model_type == "modernbert" and layout.query_tokens is not None and not layout.attends:
+        reach = evidence.config.integer("local_attention", 128) // 2
+        if layout.query_tokens - 1 > reach:
+            evidence.folder.reject(
+                f"queries are filled up to {layout.query_tokens} tokens that attend to the query alone, and sliding "
+                f"layers reach {reach} (config.json: local_attention): what the last of them see is not defined"
+            )
+
+
 def _complete(evidence: Evidence, contract: Contract, layout: Layout) -> Contract:
+    _require_reach(evidence, layout)
     tokens = evidence.tokens
     query, document = _marker(evidence, layout.query_prefix), _marker(evidence, layout.document_prefix)
     late = LateContract(

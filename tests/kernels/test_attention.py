@@ -200,3 +200,13 @@ def test_prefixes_outside_the_contract_are_refused(changes: dict[str, Any], mess
     for kernel in (ops.attention, ops.attention.reference):
         with pytest.raises((ValueError, TypeError, RuntimeError), match=re.escape(message)):
             kernel(*WITH_PREFIX[:7], **values)
+
+
+def test_a_token_that_would_reach_no_key_within_its_window_is_refused() -> None:
+    q, k, v, offsets, *_ = arguments(torch.float32, (32, 5))
+    for keys, window in (((9, 5), 22), ((31, 1), 3)):
+        for kernel in (ops.attention, ops.attention.reference):
+            with pytest.raises((ValueError, RuntimeError), match=rf"num_keys must be at most {window}"):
+                kernel(q, k, v, offsets, False, window, 0.2, num_keys=torch.tensor(keys, dtype=torch.int32))
+            reach = kernel(q, k, v, offsets, False, window + 1, 0.2, num_keys=torch.tensor(keys, dtype=torch.int32))
+            assert bool(reach.isfinite().all())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,14 @@ import torch
 from model_families import modern_colbert, modernbert, modernbert_rerankers
 from model_families.checks import TEXTS, cosines, evenness, mutate, outputs_of, separation, spread
 from model_families.family import Family, Role
+from model_families.files import edit_json
 from model_families.modernbert_layout import weight_plan
 from safetensors import safe_open
 from sentence_transformers import CrossEncoder
 from transformers import ModernBertModel
+
+from embedmux.server.checkpoint.read import read_contract
+from embedmux.server.errors import ModelRejected
 
 SEED = 3
 DENSE = [*modernbert.FAMILIES, *modernbert_rerankers.FAMILIES]
@@ -193,3 +198,12 @@ def test_every_mutant_changes_token_vectors(mutant: str, folders: dict[str, Path
             one, other = right.tokens(text, role), wrong.tokens(text, role)
             worst = min(worst, float(cosines(one, other).min()) if one.shape == other.shape else 0.0)
     assert worst < 0.999
+
+
+def test_mask_tokens_behind_the_window_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders[LATE.name], tmp_path / "long")
+    edit_json(folder / "config_sentence_transformers.json", lambda values: values.update(query_length=33))
+    assert read_contract(folder).late is not None
+    edit_json(folder / "config_sentence_transformers.json", lambda values: values.update(query_length=34))
+    with pytest.raises(ModelRejected, match=r"34 tokens .* reach 32"):
+        read_contract(folder)

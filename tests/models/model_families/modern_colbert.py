@@ -102,7 +102,7 @@ MUTANTS = {
     "prefixes exchanged": _edit_settings(query_prefix=PREFIXES["document"], document_prefix=PREFIXES["query"]),
     "mask tokens are seen": _edit_settings(attend_to_expansion_tokens=True),
     "punctuation has vectors": _edit_settings(skiplist_words=[]),
-    "longer queries": _edit_settings(query_length=48),
+    "shorter queries": _edit_settings(query_length=24),
 }
 FAMILIES = (
     Family(
