@@ -17,9 +17,11 @@ from model_families.samples import queries_of, texts_of
 from model_families.served import Served
 from rich.progress import track
 
+from embedmux.server.checkpoint.read import read_contract
 from embedmux.server.errors import ModelRejected
 
 NUM_TEXTS, LONGEST = 60, 580
+PROMPT_ROOM = 60  # tokens that a prompt, special tokens and a last word in pieces may take of a model's limit
 NUM_DOCUMENTS, LONGEST_DOCUMENT = 30, 400
 EQUAL, HALF_EQUAL, SCORE_ERROR, DIFFERENT = 0.99999, 0.999, 1e-4, 0.999
 # In half an hour one full size of each architecture; LONG=1 takes them all.
@@ -96,7 +98,8 @@ def examine(family: Family, folder: Path, *, dtypes: tuple[str, ...]) -> Found:
                 error = np.abs(served.score(query, documents) - reference.score(query, documents)).max()
                 found.score_error = max(found.score_error, float(error))
         return found
-    texts = texts_of(NUM_TEXTS, seed=4, longest=LONGEST)
+    limit = read_contract(folder).max_tokens - PROMPT_ROOM
+    texts = texts_of(NUM_TEXTS, seed=4, longest=min(LONGEST, limit))
     if "dense" not in family.outputs:  # their queries are of 32 tokens
         texts = queries_of(NUM_TEXTS, seed=4)
     whole = {}
@@ -171,7 +174,7 @@ def sample(family: Family, model: Served | Reference) -> Vectors:
     """Vectors, or scores, of a few texts."""
     if family.kind == "reranker":
         return np.concatenate([np.asarray(model.score(query, DOCUMENTS)) for query in QUERIES])
-    return in_turns(family, model, QUERIES if "dense" not in family.outputs else TEXTS)
+    return in_turns(family, model, [*QUERIES, "Hello, world!"] if "dense" not in family.outputs else TEXTS)
 
 
 def is_another(family: Family, found: Vectors, wanted: Vectors) -> bool:
