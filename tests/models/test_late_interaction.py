@@ -30,7 +30,7 @@ from embedmux.server.records import Output
 SEED = random.SystemRandom().randrange(1 << 30)
 EQUAL, DIFFERENT, WEIGHT_ERROR = 0.99999, 0.999, 1e-4
 SIDES: tuple[Role, ...] = ("query", "document")
-LATE = [family for family in ALL if "tokens" in family.outputs]
+LATE = [family for family in ALL if "tokens" in family.outputs and not family.is_refused]
 # What a query may hold besides its special tokens, and what a document may.
 TEXTS: dict[Role, list[str]] = {
     "query": [*queries_of(6, seed=5), "river", "Hello, world!", "a.b (c) - [MASK]"],
