@@ -23,7 +23,7 @@ from model_families.gte_layout import (
     write_text_files,
 )
 from model_families.gte_mutants import mutants_of
-from model_families.sentence_files import pool_mean, write_sentence_transformers
+from model_families.module_files import pool_otherwise, write_modules, write_prompts
 from model_families.weights import linear, shift, write_weights
 
 BASE = Published(vocabulary=30528, types=0, theta=500000.0, ntk=None, is_multilingual=False)
@@ -46,7 +46,9 @@ def _build(published: Published) -> Callable[[Path, Size, int], None]:
         if shape.has_classifier:
             plan |= {"classifier.weight": linear(1, shape.hidden), "classifier.bias": shift(1)}
         write_weights(folder / "model.safetensors", plan, seed, shape.dtype)
-        write_sentence_transformers(folder, hidden=shape.hidden, max_tokens=shape.max_tokens, prompts=shape.prompts)
+        write_modules(folder, hidden=shape.hidden, mode="cls_token", max_tokens=shape.max_tokens)
+        if shape.prompts is not None:
+            write_prompts(folder, shape.prompts)
 
     return build
 
@@ -79,7 +81,7 @@ class EmbedderReference:
 
 def _embedder(name: str, published: Published) -> Family:
     roles: tuple[Role | None, ...] = (None,) if published.prompts is None else ("query", "document")
-    mutants = mutants_of(published) | {"pooling": pool_mean}
+    mutants = mutants_of(published) | {"pooling": pool_otherwise("mean_tokens")}
     return Family(name, "embedder", _build(published), EmbedderReference, mutants, roles=roles, has_full=True)
 
 

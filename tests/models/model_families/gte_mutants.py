@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from model_families.gte_layout import Published
-from model_families.modernbert_mutants import drop_first_token, drop_last_token, edit_config
+from model_families.modernbert_mutants import drop_first_token, drop_last_token
+from model_families.module_files import edit_config
 from model_families.weights import edit_weights
 
 

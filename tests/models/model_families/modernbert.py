@@ -14,10 +14,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from model_families.family import Family, Role, Size, Vectors
-from model_families.files import write_json
+from model_families.files import edit_json, write_json
 from model_families.modernbert_layout import Published, config_of, vocabulary_of, weight_plan, write_text_files
 from model_families.modernbert_mutants import mutants_of
-from model_families.sentence_files import pool_mean, write_sentence_transformers
+from model_families.module_files import pool_otherwise, write_modules, write_prompts
 from model_families.weights import write_weights
 
 ENGLISH = Published(global_theta=80000.0)
@@ -42,7 +42,11 @@ def _build(published: Published) -> Callable[[Path, Size, int], None]:
         vocabulary = vocabulary_of(shape, tokenizer, size)
         write_json(folder / "config.json", config_of(shape, tokenizer, vocabulary))
         write_weights(folder / "model.safetensors", weight_plan(shape, vocabulary), seed, shape.dtype)
-        write_sentence_transformers(folder, hidden=shape.hidden, max_tokens=shape.max_tokens, prompts=shape.prompts)
+        write_modules(folder, hidden=shape.hidden, mode="cls_token", max_tokens=shape.max_tokens)
+        if shape.prompts is not None:
+            write_prompts(folder, shape.prompts)
+            # Granite's prompts are empty, so that leaving them out of the pooling leaves nothing out.
+            edit_json(folder / "1_Pooling" / "config.json", lambda values: values.update(include_prompt=False))
 
     return build
 
@@ -65,7 +69,7 @@ class EmbedderReference:
 
 
 def _embedder(name: str, published: Published) -> Family:
-    mutants = mutants_of(published) | {"pooling": pool_mean}
+    mutants = mutants_of(published) | {"pooling": pool_otherwise("mean_tokens")}
     return Family(name, "embedder", _build(published), EmbedderReference, mutants, has_full=True)
 
 

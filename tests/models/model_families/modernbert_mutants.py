@@ -10,12 +10,8 @@ import torch
 
 from model_families.files import edit_json
 from model_families.modernbert_layout import Published
+from model_families.module_files import edit_config
 from model_families.weights import edit_weights
-
-
-def edit_config(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """A mutant that changes config.json in place."""
-    return lambda folder: edit_json(folder / "config.json", edit)
 
 
 def _set_theta(kind: str, theta: float) -> Callable[[Path], None]:

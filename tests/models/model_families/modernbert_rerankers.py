@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, ModernBertForSequenceClassification
 from model_families.family import Family, Size, Vectors
 from model_families.files import write_json
 from model_families.modernbert_layout import Published, config_of, vocabulary_of, weight_plan, write_text_files
-from model_families.modernbert_mutants import edit_config, mutants_of
+from model_families.modernbert_mutants import mutants_of
+from model_families.module_files import edit_config
 from model_families.weights import Plan, linear, scale, shift, write_weights
 
 GRANITE = Published(global_theta=80000.0, classifier_pooling="cls")
