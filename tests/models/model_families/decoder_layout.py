@@ -78,7 +78,8 @@ def plan_of(shape: Shape) -> Plan:
     gain = shape.sharpness**0.5
     wide, narrow = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     plan: Plan = {
-        "embed_tokens.weight": Draw((shape.vocabulary, shape.hidden), 0.5),
+        # Tied rows are the head's, too: logits stay of the order of 3 at every size.
+        "embed_tokens.weight": Draw((shape.vocabulary, shape.hidden), 2.0 / shape.hidden**0.5),
         "norm.weight": scale(shape.hidden),
     }
     # Norms of the heads take the gain of the projections away, so they must bring it themselves.
