@@ -20,7 +20,7 @@ from model_families import (
     qwen3_embedding,
     zembed,
 )
-from model_families.checks import DOCUMENTS, QUERIES, TEXTS, cosines, evenness, mutate, outputs_of, separation, spread
+from model_families.checks import DOCUMENTS, QUERIES, TEXTS, cosines, evenness, spread
 from model_families.decoder_reference import open_model
 from model_families.family import Family, Role
 from safetensors.torch import load_file
@@ -44,15 +44,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for family in FAMILIES:
         family.build(root / family.name, "tiny", SEED)
     return {family.name: root / family.name for family in FAMILIES}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES, ids=name)
-def test_every_mutant_is_noticed_by_the_reference(family: Family, folders: dict[str, Path], tmp_path: Path) -> None:
-    right = outputs_of(family, family.reference(folders[family.name]))
-    for mutant in family.mutants:
-        wrong = outputs_of(family, family.reference(mutate(family, mutant, folders[family.name], tmp_path / mutant)))
-        assert separation(family, right, wrong) > 1, mutant
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=name)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from model_families import gte, gte_rerankers
-from model_families.checks import TEXTS, evenness, mutate, outputs_of, separation, spread
+from model_families.checks import TEXTS, evenness, spread
 from model_families.family import Family
 from model_families.gte_layout import Published, load_native, weight_plan
 from safetensors import safe_open
@@ -126,14 +126,6 @@ def test_a_prompt_is_read_with_queries_only(folders: dict[str, Path]) -> None:
     query = [reference.tokenizer.id_to_token(token) for token in reference.token_ids("river", role="query")]
     assert plain == ["<s>", "▁river", "</s>"]
     assert query == ["<s>", "▁query", ":", "▁river", "</s>"]
-
-
-@pytest.mark.parametrize("family", FAMILIES, ids=name)
-def test_every_mutant_is_noticed_by_the_reference(family: Family, folders: dict[str, Path], tmp_path: Path) -> None:
-    right = outputs_of(family, family.reference(folders[family.name]))
-    for mutant in family.mutants:
-        wrong = outputs_of(family, family.reference(mutate(family, mutant, folders[family.name], tmp_path / mutant)))
-        assert separation(family, right, wrong) > 1, mutant
 
 
 @pytest.mark.parametrize("family", gte.FAMILIES, ids=name)

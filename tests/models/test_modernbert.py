@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from model_families import modern_colbert, modernbert, modernbert_rerankers
-from model_families.checks import TEXTS, cosines, evenness, mutate, outputs_of, separation, spread
+from model_families.checks import TEXTS, cosines, evenness, mutate, spread
 from model_families.family import Family, Role
 from model_families.files import edit_json
 from model_families.modernbert_layout import weight_plan
@@ -127,14 +127,6 @@ def test_runs_of_spaces_are_tokens_of_their_own(folders: dict[str, Path]) -> Non
     assert tokens == ["[CLS]", "river", "   ", "mountain", "[SEP]"]
 
 
-@pytest.mark.parametrize("family", DENSE, ids=name)
-def test_every_mutant_is_noticed_by_the_reference(family: Family, folders: dict[str, Path], tmp_path: Path) -> None:
-    right = outputs_of(family, family.reference(folders[family.name]))
-    for mutant in family.mutants:
-        wrong = outputs_of(family, family.reference(mutate(family, mutant, folders[family.name], tmp_path / mutant)))
-        assert separation(family, right, wrong) > 1, mutant
-
-
 @pytest.mark.parametrize("family", modernbert.FAMILIES, ids=name)
 def test_vectors_spread_and_attention_is_peaked(family: Family, folders: dict[str, Path]) -> None:
     reference = modernbert.EmbedderReference(folders[family.name])
@@ -186,18 +178,6 @@ def test_mask_tokens_see_a_query_and_are_not_seen(folders: dict[str, Path], tmp_
     np.testing.assert_allclose(right.tokens("river mountain", "query")[:5], projected, atol=1e-6)
     seen = modern_colbert.LateReference(mutate(LATE, "mask tokens are seen", folders[LATE.name], tmp_path / "seen"))
     assert cosines(seen.tokens("river mountain", "query")[:5], projected).min() < 0.999
-
-
-@pytest.mark.parametrize("mutant", LATE.mutants)
-def test_every_mutant_changes_token_vectors(mutant: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    right = LATE.reference(folders[LATE.name])
-    wrong = LATE.reference(mutate(LATE, mutant, folders[LATE.name], tmp_path / "wrong"))
-    worst = 1.0
-    for text in (*TEXTS, "Hello, world!"):
-        for role in ("query", "document"):
-            one, other = right.tokens(text, role), wrong.tokens(text, role)
-            worst = min(worst, float(cosines(one, other).min()) if one.shape == other.shape else 0.0)
-    assert worst < 0.999
 
 
 def test_mask_tokens_behind_the_window_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:

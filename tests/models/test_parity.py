@@ -31,7 +31,7 @@ EMBEDDERS = [
 RERANKERS = [family for family in ALL if family.kind == "reranker"]
 # One family of each layout meets all its mutants, the others two by chance; `make bench NAME=backbones` hunts them all.
 WHOLLY = {
-    "jina-embeddings-v5-text-small", "jina-embeddings-v5-text-nano", "qwen3-embedding-0.6b", "zembed-1",
+    "jina-embeddings-v5-text-small", "jina-embeddings-v5-text-nano-retrieval", "qwen3-embedding-0.6b", "zembed-1",
     "e5-mistral-7b-instruct", "qwen3-reranker-0.6b", "zerank-2", "jina-reranker-v3", "gte-modernbert-base",
     "granite-embedding-reranker-english-r2", "gte-base-en-v1.5", "gte-large-en-v1.5", "nomic-embed-text-v1.5",
     "embeddinggemma-300m", "jina-embeddings-v3", "e5-base-v2", "multilingual-e5-base", "bge-reranker-v2-m3",

@@ -31,10 +31,13 @@ def calls_of(family: Family) -> list[tuple[str | None, Role | None]]:
 
 
 def outputs_of(family: Family, model: Reference) -> list[Vectors]:
-    """Everything that a model makes of the sample texts: vectors by task and role, or scores by query."""
+    """What a model makes of the sample texts, which take turns with tasks and roles: vectors, or scores by query."""
     if family.kind == "reranker":
         return [np.asarray(model.score(query, DOCUMENTS)) for query in QUERIES]
-    return [model.embed(TEXTS, task=task, role=role) for task in family.tasks for role in family.roles]
+    ways = [(task, role) for task in family.tasks for role in family.roles]
+    count = max(2, len(TEXTS) // len(ways))
+    shares = [[TEXTS[(turn * count + i) % len(TEXTS)] for i in range(count)] for turn in range(len(ways))]
+    return [model.embed(share, task=task, role=role) for share, (task, role) in zip(shares, ways, strict=True)]
 
 
 def separation(family: Family, right: list[Vectors], wrong: list[Vectors]) -> float:
