@@ -19,8 +19,8 @@ from embedmux.server.records import BASE_MODEL, Encoding, Output, OutputSpec, To
 PROMPT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 BEFORE = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
-    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: Given the '
-    "user query, retrieval the relevant passages\n<Query>: {query}\n<Document>: "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: Given a '
+    "web search query, retrieve relevant passages that answer the query\n<Query>: {query}\n<Document>: "
 )
 AFTER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 SETS = ("medquad", "obliqa", "tatqa_dev", "mbpp", "cacm")

@@ -20,7 +20,9 @@ QWEN3_BEFORE = (
     "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: "
 )
 QWEN3_AFTER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-QWEN3_INSTRUCTION = "Given the user query, retrieval the relevant passages"
+# The card's own, and the default prompt of the published checkpoints that have one. The examples beside the paper say
+# "Given the user query, retrieval the relevant passages"; a request may send that.
+QWEN3_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 ZERANK_BEFORE = "<|im_start|>system\n{query}<|im_end|>\n<|im_start|>user\n"
 ZERANK_AFTER = "<|im_end|>\n<|im_start|>assistant\n"
 ZERANK_TEMPERATURE = 5.0

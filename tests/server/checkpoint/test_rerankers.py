@@ -25,7 +25,7 @@ JUDGE = ScoreContract(
         "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: "
     ),
     after="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
-    instruction="Given the user query, retrieval the relevant passages",
+    instruction="Given a web search query, retrieve relevant passages that answer the query",
     positive_token=1,
     negative_token=0,
 )
