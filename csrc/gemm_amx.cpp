@@ -23,28 +23,11 @@ struct HeldTiles {
   ~HeldTiles() { release_tiles(); }
 };
 
-// How a call is cut into tasks of `rows` rows by `panels` panels.
-struct TaskGrid {
-  int64_t rows, panels;
-  int64_t row_tasks, panel_tasks, all_panels;
-};
-
 TaskGrid cut(const LoraCall& call, int64_t steps) {
-  const int64_t threads = at::get_num_threads();
-  const int64_t all_panels = divide_up(call.columns, kPanelColumns);
   const int64_t cached_rows = kTaskBytes / (steps * kTileDepth * 2) / kBlockRows * kBlockRows;
-  const int64_t most_rows = std::clamp(cached_rows, kBlockRows, kTaskRows);
-  int64_t row_tasks = divide_up(call.rows, most_rows);
-  if (row_tasks > threads) row_tasks = divide_up(row_tasks, threads) * threads;
-  int64_t panel_tasks = 1;
-  if (row_tasks > 0 && row_tasks < threads) {
-    panel_tasks = std::clamp(divide_up(all_panels, kTaskPanels), int64_t{1}, divide_up(threads, row_tasks));
-    row_tasks = std::max(row_tasks, threads / panel_tasks);
-  }
-  const int64_t rows = round_up(divide_up(call.rows, std::max<int64_t>(row_tasks, 1)), kBlockRows);
   // A gated product walks its panels in pairs, gate and up.
-  const int64_t panels = round_up(divide_up(all_panels, panel_tasks), call.is_gated ? 2 : 1);
-  return {rows, panels, divide_up(call.rows, std::max(rows, kBlockRows)), divide_up(all_panels, panels), all_panels};
+  return cut_tasks(call.rows, divide_up(call.columns, kPanelColumns), std::clamp(cached_rows, kBlockRows, kTaskRows),
+                   kBlockRows, kTaskPanels, call.is_gated ? 2 : 1);
 }
 
 }  // namespace
@@ -100,7 +83,7 @@ void lora_matmul_bf16_amx(const LoraCall& call, const at::Tensor& x, const at::T
                         divide_up(call.inner, kTileDepth),
                         call.is_gated ? call.columns / 2 / kPanelColumns : 0};
   const TaskGrid grid = cut(call, product.steps);
-  at::parallel_for(0, grid.row_tasks * grid.panel_tasks, 1, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, grid.num_tasks(), 1, [&](int64_t first, int64_t last) {
     const HeldTiles tiles;
     for (int64_t task = first; task < last; ++task) {
       const int64_t row = task / grid.panel_tasks * grid.rows, panel = task % grid.panel_tasks * grid.panels;

@@ -236,7 +236,7 @@ EMBEDMUX_AMX void release_tiles() { _tile_release(); }
 
 EMBEDMUX_AMX void run_amx_task(const Product& product, int64_t first_row, int64_t last_row, int64_t first_place,
                                int64_t last_place) {
-  static thread_local Scratch row_scratch;
+  static thread_local Scratch<uint16_t> row_scratch;
   static thread_local LowRankScratch scratch;
   const int64_t blocks = divide_up(last_row - first_row, kBlockRows);
   std::vector<LowRank> parts = find_parts(product, first_row, last_row, scratch);

@@ -57,7 +57,7 @@ EMBEDMUX_AMX void place_down(const RankTile& rank_tile, const float* sums, int64
 // A x of the parts of one segment, as row tiles; block by block, so that its rows are read from memory
 // once for all parts.
 EMBEDMUX_AMX void shrink(const Product& product, const LowRank* parts, int64_t num_parts, const uint16_t* rows,
-                         Scratch& scratch) {
+                         Scratch<uint16_t>& scratch) {
   const int64_t inner = product.call.inner, steps = product.steps;
   std::vector<RankTile> ranks;
   for (const LowRank* part = parts; part != parts + num_parts; ++part) {

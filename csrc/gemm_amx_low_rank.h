@@ -1,8 +1,6 @@
 // The low-rank parts of one task of the AMX kernel: A x before its panels, B in tiles before each group of panels.
 #pragma once
 
-#include <c10/core/impl/alloc_cpu.h>
-
 #include <vector>
 
 #include "gemm_amx_tiles.h"
@@ -23,24 +21,6 @@ struct Product {
 
   // The panel at a place of the order in which they are walked: a gated product takes gate and up in turn.
   int64_t panel(int64_t place) const { return half_panels == 0 ? place : place / 2 + place % 2 * half_panels; }
-};
-
-// Memory of one thread, kept between calls: fresh pages would cost more than a small product.
-class Scratch {
- public:
-  ~Scratch() { c10::free_cpu(memory_); }
-  uint16_t* reserve(int64_t elements) {
-    if (elements > size_) {
-      c10::free_cpu(memory_);
-      memory_ = c10::alloc_cpu(elements * sizeof(uint16_t));
-      size_ = elements;
-    }
-    return static_cast<uint16_t*>(memory_);
-  }
-
- private:
-  void* memory_ = nullptr;
-  int64_t size_ = 0;
 };
 
 // The low-rank part of one segment and slice inside a task. Rows and tiles count from the task's first.
@@ -65,7 +45,7 @@ struct LowRank {
 };
 
 struct LowRankScratch {
-  Scratch a, down, up;
+  Scratch<uint16_t> a, down, up;
 };
 
 // The parts that meet rows [first, last) of the call; their A is called from memory.

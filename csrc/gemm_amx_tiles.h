@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "gemm_tasks.h"
+
 namespace embedmux {
 
 constexpr int64_t kTileRows = 16;
@@ -17,9 +19,6 @@ constexpr int64_t kTileElements = 16 * 32;            // bfloat16; 1 KiB
 constexpr int64_t kPanelColumns = 32;                 // two tiles
 constexpr int64_t kBlockRows = 32;                    // two tiles
 constexpr int64_t kStepElements = 2 * kTileElements;  // one step along K of a panel, or of a block of 32 rows
-
-constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-constexpr int64_t divide_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
 // The low `count` bits of 32.
 inline uint32_t low_bits(int64_t count) {

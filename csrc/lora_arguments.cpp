@@ -10,7 +10,7 @@
 namespace embedmux {
 namespace {
 
-constexpr int64_t kWholeColumns = 32;
+constexpr int64_t kWholeColumns = 64;  // of the widest panel
 
 struct NamedActivation {
   std::string_view name;

@@ -17,7 +17,7 @@ void check_lora_tensors(const at::Tensor& x, const at::Tensor& weight, const std
 LoraCall read_call(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& arena, at::IntArrayRef slices,
                    std::string_view activation);
 
-// Float vectors of a slot's columns, rounded up to whole panels of 32; empty where it has neither scale nor bias.
+// Float vectors of a slot's columns, rounded up to whole panels; empty where it has neither scale nor bias.
 struct SlotColumns {
   std::vector<float> scale, bias;
 

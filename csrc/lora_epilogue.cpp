@@ -256,7 +256,7 @@ void run(const LoraCall& call, const float* x, float* sums, void* output) {
 }  // namespace
 
 void lora_epilogue(const LoraCall& call, const at::Tensor& x, const at::Tensor& base, const at::Tensor& output) {
-  const float* rows = x.const_data_ptr<float>();
+  const float* rows = x.defined() ? x.const_data_ptr<float>() : nullptr;
   float* sums = base.mutable_data_ptr<float>();
   void* target = output.mutable_data_ptr();
   if (target == sums && call.segments.empty() && call.activation == Activation::none) return;

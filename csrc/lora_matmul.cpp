@@ -1,9 +1,9 @@
 // embedmux::lora_matmul and embedmux::pack_weight on the CPU: the choice of the base product, the call.
 //
 // A bfloat16 weight on a processor with AMX goes through the fused tile kernel (gemm_amx.cpp). Every other case is a
-// float32 product by oneDNN's packed linear, whose row bits do not depend on the number of rows, and one pass over the
-// result (lora_epilogue.cpp). There a 16-bit weight is held as float32: without AMX that is the faster product, and the
-// result is rounded once. oneDNN's own bfloat16 product on AMX changes a row's bits with the number of rows.
+// product in float32 and one pass over its result (lora_epilogue.cpp), which rounds once. 16-bit weights are widened on
+// the way (gemm_widening.cpp); float32 is oneDNN's packed linear, whose row bits do not depend on the number of rows.
+// oneDNN's own bfloat16 product on AMX changes a row's bits with the number of rows.
 //
 // Rows of a slot with a merged weight are a product of their own: the same code, another weight.
 #include <ATen/Parallel.h>
@@ -12,6 +12,7 @@
 #include <limits>
 
 #include "gemm_amx.h"
+#include "gemm_widening.h"
 #include "lora_arguments.h"
 #include "lora_epilogue.h"
 #include "lora_segments.h"
@@ -31,13 +32,13 @@ c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-// oneDNN's layout of the weight as float32.
-at::Tensor pack_wide(const at::Tensor& weight) {
+// For the products in float32: oneDNN's layout, or that of 16-bit weights.
+at::Tensor pack_unfused(const at::Tensor& weight) {
   check_contiguous(weight, "weight");
-  const at::Tensor wide = weight.to(at::kFloat);
-  if (!at::hasMKLDNN()) return wide.is_same(weight) ? wide.clone() : wide;
+  if (weight.scalar_type() != at::kFloat) return pack_weight_widening(weight);
+  if (!at::hasMKLDNN()) return weight.clone();
   static const auto pack = find_operator<PackLinear>("mkldnn::_reorder_linear_weight");
-  return pack.call(wide, std::nullopt);
+  return pack.call(weight, std::nullopt);
 }
 
 at::Tensor pack_weight(const at::Tensor& weight) {
@@ -47,10 +48,10 @@ at::Tensor pack_weight(const at::Tensor& weight) {
   TORCH_CHECK(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf,
               "weight must be float32, bfloat16 or float16, got ", type);
   at::AutoDispatchBelowADInplaceOrView no_autograd;
-  return type == at::kBFloat16 && isa() == Isa::amx ? pack_weight_bf16_amx(weight) : pack_wide(weight);
+  return type == at::kBFloat16 && isa() == Isa::amx ? pack_weight_bf16_amx(weight) : pack_unfused(weight);
 }
 
-// x Wᵀ + bias in float32.
+// x Wᵀ + bias, all float32.
 at::Tensor base_product(const at::Tensor& x, const at::Tensor& packed, const std::optional<at::Tensor>& bias) {
   if (!packed.is_mkldnn()) return at::linear(x, packed, bias);
   static const auto linear = find_operator<PackedLinear>("mkldnn::_linear_pointwise");
@@ -112,14 +113,20 @@ std::vector<Run> cut_runs(const LoraCall& call, const LoraSlots& slots, const at
 }
 
 // The float32 product and its epilogue; y is undefined where the result may be the product's own tensor.
-at::Tensor multiply_wide(const LoraCall& call, const at::Tensor& x, const at::Tensor& layout,
-                         const std::optional<at::Tensor>& bias, at::Tensor y) {
-  const at::Tensor wide_x = x.to(at::kFloat);
+at::Tensor multiply_unfused(const LoraCall& call, const at::Tensor& x, const at::Tensor& layout,
+                            const std::optional<at::Tensor>& bias, at::Tensor y) {
   const bool has_own_columns = !call.segments.empty() && call.segments[0].affine.scale != nullptr;
-  const std::optional<at::Tensor> wide_bias =
-      bias.has_value() && !has_own_columns ? std::optional(bias->to(at::kFloat)) : std::nullopt;
-  const at::Tensor base = base_product(wide_x, layout, wide_bias);
-  if (!y.defined() && x.scalar_type() == at::kFloat && !call.is_gated) y = base;
+  const std::optional<at::Tensor> shared_bias = has_own_columns ? std::nullopt : bias;
+  at::Tensor base, wide_x;
+  if (x.scalar_type() == at::kFloat) {
+    wide_x = x;
+    base = base_product(x, layout, shared_bias);
+    if (!y.defined() && !call.is_gated) y = base;
+  } else {
+    if (!call.segments.empty()) wide_x = x.to(at::kFloat);
+    base = at::empty({call.rows, call.columns}, x.options().dtype(at::kFloat));
+    multiply_widening(call, x, layout, base_bias(call, shared_bias), base);
+  }
   if (!y.defined()) y = at::empty({call.rows, call.output_columns()}, x.options());
   lora_epilogue(call, wide_x, base, y);
   return y;
@@ -136,17 +143,21 @@ at::Tensor lora_matmul(const at::Tensor& x, const at::Tensor& weight, const std:
 
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   at::Tensor layout = packed.has_value() ? *packed : pack_weight(weight);
-  bool is_fused = layout.scalar_type() == at::kBFloat16 && x.scalar_type() == at::kBFloat16;
+  const bool is_amx_layout = layout.dim() == 5;  // checked below
+  bool is_fused = x.scalar_type() == at::kBFloat16 && (isa() == Isa::amx || is_amx_layout);
   if (is_fused) {
     check_weight_bf16_amx(layout, call);
-    // Halves of odd width, which no known model has, take the float32 product and pack the weight for it each time.
+    // Halves of odd width, which no known model has, take the other product and pack the weight for it each time.
     is_fused = can_multiply_bf16_amx(call);
-    if (!is_fused) layout = pack_wide(weight);
+    if (!is_fused) layout = pack_unfused(weight);
+  } else if (x.scalar_type() == at::kFloat) {
+    TORCH_CHECK(layout.dim() == 2 && layout.size(0) == call.columns && layout.size(1) == call.inner &&
+                    layout.scalar_type() == at::kFloat,
+                "packed must be pack_weight of a weight of shape ", weight.sizes(), " and dtype ", x.scalar_type(),
+                ", got ", layout.scalar_type(), " of ", layout.sizes());
+  } else {
+    check_weight_widening(layout, x, call);
   }
-  TORCH_CHECK(is_fused || (layout.dim() == 2 && layout.size(0) == call.columns && layout.size(1) == call.inner &&
-                           layout.scalar_type() == at::kFloat),
-              "packed must be pack_weight of a weight of shape ", weight.sizes(), ", got ", layout.scalar_type(),
-              " of ", layout.sizes());
   std::vector<float> wide_bias, ones;
   if (is_fused) {
     wide_bias = base_bias(call, bias);
@@ -167,11 +178,11 @@ at::Tensor lora_matmul(const at::Tensor& x, const at::Tensor& weight, const std:
     if (run.slot >= 0 && slots.has_weight[run.slot]) {
       // Packed at each call: the arena may have changed since the last one.
       const at::Tensor merged = merged_weight(call, run.segments[0].slices, weight, arena);
-      weight_layout = is_fused ? pack_weight(merged) : pack_wide(merged);
+      weight_layout = is_fused ? pack_weight(merged) : pack_unfused(merged);
     }
     if (is_fused) {
       lora_matmul_bf16_amx(call, part, weight_layout, target);
-    } else if (const at::Tensor result = multiply_wide(call, part, weight_layout, bias, target); !y.defined()) {
+    } else if (const at::Tensor result = multiply_unfused(call, part, weight_layout, bias, target); !y.defined()) {
       return result;
     }
   }

@@ -28,9 +28,10 @@ width, gate before up: "swiglu" (silu(gate) · up), "geglu" and "geglu_tanh".
 
 packed is ``pack_weight(weight)``: the layout the machine at hand multiplies fastest, valid on that machine only. It
 changes the speed and never the bits: without it the compiled kernel packs on every call. The weight's values must not
-change afterwards. Beside packed the CPU kernel reads weight's values only where packed cannot serve (halves of a gated
-activation whose width is no multiple of 32, the unmerged slices of a slot with merged ones), and refuses there a weight
-that is not contiguous: an expanded scalar of the weight's shape may stand in for it and saves its memory.
+change afterwards. 16-bit weights stay 16 bits wide in every layout. Beside packed the CPU kernel reads weight's values
+only where packed cannot serve (on AMX, halves of a gated activation whose width is no multiple of 32; everywhere, the
+unmerged slices of a slot with merged ones), and refuses there a weight that is not contiguous: an expanded scalar of
+the weight's shape may stand in for it and saves its memory.
 
 Batch invariance: the bits of a row of y depend on that row of x and on its adapter alone, not on T, the row's place,
 its neighbours, their adapters or the number of threads. The compiled kernels keep this law; the reference, which
