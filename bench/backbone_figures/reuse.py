@@ -24,7 +24,8 @@ BEFORE = (
 )
 AFTER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 SETS = ("medquad", "obliqa", "tatqa_dev", "mbpp", "cacm")
-NUM_QUERIES, NUM_DOCUMENTS, DOCUMENT_TOKENS, ROUNDS = 64, 50, 120, 5
+NUM_QUERIES, NUM_DOCUMENTS, DOCUMENT_TOKENS = 64, 50, 120
+ROUNDS = {"qwen3-embedding-0.6b": 5, "qwen3-reranker-0.6b": 3}
 
 
 def reuse_figures(report: Report, data: Path | None, *, is_long: bool) -> None:
@@ -33,7 +34,7 @@ def reuse_figures(report: Report, data: Path | None, *, is_long: bool) -> None:
     The checkpoint's own tokenizer is a toy, so token ids, and with them the lengths of texts, come from the default
     model's.
     """
-    rounds = ROUNDS * (3 if is_long else 1)
+    more = 3 if is_long else 1
     reader = Reader()
     queries = real_queries(data) if data is not None else None
     ratio = None
@@ -41,18 +42,18 @@ def reuse_figures(report: Report, data: Path | None, *, is_long: bool) -> None:
         prompt = reader.ids(PROMPT)
         tokens = [joined(prompt, reader.ids(query), [102]) for query in queries]
         output = OutputSpec(1024, Encoding.FLOAT32)
-        ratio = measure("qwen3-embedding-0.6b", tokens, output, rounds, "texts with the default instruction")
+        ratio = measure("qwen3-embedding-0.6b", tokens, output, more, "texts with the default instruction")
     report.add("prefix_reuse", ratio, "x", ">= 1.8", "texts/s over no reuse, bf16")
     words = random.Random(5).choices(reader.words, k=NUM_DOCUMENTS * DOCUMENT_TOKENS)
     before, after = reader.ids(BEFORE.format(query="how do I reset my password on the website")), reader.ids(AFTER)
     documents = [words[start : start + DOCUMENT_TOKENS] for start in range(0, len(words), DOCUMENT_TOKENS)]
     pairs = [joined(before, document, after) for document in documents]
     score = OutputSpec(1024, Encoding.FLOAT32, (Output.SCORE,))
-    ratio = measure("qwen3-reranker-0.6b", pairs, score, rounds, "documents of a rerank")
+    ratio = measure("qwen3-reranker-0.6b", pairs, score, more, "documents of a rerank")
     report.add("rerank_reuse", ratio, "x", ">= 1.3", f"{NUM_DOCUMENTS} documents of {DOCUMENT_TOKENS} tokens, bf16")
 
 
-def measure(family: str, tokens: list[Tokens], output: OutputSpec, rounds: int, title: str) -> float:
+def measure(family: str, tokens: list[Tokens], output: OutputSpec, more: int, title: str) -> float:
     """Texts/s with shared prefixes over those without, the same token ids on one engine."""
     plain = [Tokens(text.ids, text.original) for text in tokens]
     adapters = [BASE_MODEL] * len(tokens)
@@ -65,7 +66,7 @@ def measure(family: str, tokens: list[Tokens], output: OutputSpec, rounds: int, 
                     "reuse": lambda: served.rows(tokens, adapters=adapters, output=output),
                     "plain": lambda: served.rows(plain, adapters=adapters, output=output),
                 },
-                rounds=rounds,
+                rounds=more * ROUNDS[family],
                 title=title,
             )
             assert served.rows(tokens, adapters=adapters, output=output) == served.rows(
