@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
 import time
@@ -26,6 +25,7 @@ NUM_TEXTS, LONGEST = 60, 580
 PROMPT_ROOM = 60  # tokens that a prompt, special tokens and a last word in pieces may take of a model's limit
 NUM_DOCUMENTS, LONGEST_DOCUMENT = 30, 400
 EQUAL, HALF_EQUAL, SCORE_ERROR, DIFFERENT = 0.99999, 0.999, 1e-4, 0.999
+NO_SCORE = 1e9  # the error of a reranker that gave no scores
 # In half an hour one full size of each architecture; LONG=1 takes them all.
 FULL = (
     "jina-embeddings-v5-text-nano", "qwen3-embedding-0.6b", "bge-m3", "bge-base-en-v1.5", "gte-base-en-v1.5",
@@ -92,7 +92,10 @@ def tried(family: Family, folder: Path, *, dtypes: tuple[str, ...]) -> Found:
         return examine(family, folder, dtypes=dtypes)
     except Exception as error:  # whatever it is, it counts against the family
         traceback.print_exc()
-        return Found(family.name, 0.0, 0.0, math.inf, [f"{type(error).__name__}: {error}"])
+        faults = [f"{type(error).__name__}: {error}"]
+        if family.kind == "reranker":
+            return Found(family.name, score_error=NO_SCORE, faults=faults)
+        return Found(family.name, cos_fp32=0.0, cos_bf16=0.0, faults=faults)
 
 
 def examine(family: Family, folder: Path, *, dtypes: tuple[str, ...]) -> Found:
