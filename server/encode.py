@@ -91,6 +91,7 @@ class Encoder:
                 reading.frames[index] = self._frame(text, route, output)
                 reading.routes[index] = route
             except EmbedmuxError as error:
+                raise_if_whole([error])  # without an engine there is no catalogue
                 reading.errors[index] = error
         frames = list(reading.frames.values())
         self._admission.check_total((frame.num_characters for frame in frames), "texts")

@@ -114,7 +114,9 @@ class Supervisor:
         return ended
 
     def _ready_link(self) -> EngineLink:
-        if self._link is None or self._link.lost.done():
+        if self._link is None:
+            raise Unavailable("the models are being loaded; try again")
+        if self._link.lost.done():
             raise Unavailable("the engine process is being restarted; try again")
         return self._link
 

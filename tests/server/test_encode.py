@@ -16,7 +16,15 @@ from embedmux.server.catalog import Catalog
 from embedmux.server.config import Limits
 from embedmux.server.contract import Contract, LateContract, Prompts
 from embedmux.server.encode import Encoder
-from embedmux.server.errors import Cancelled, EmbedmuxError, EngineFailure, InvalidRequest, NotFound, Overloaded
+from embedmux.server.errors import (
+    Cancelled,
+    EmbedmuxError,
+    EngineFailure,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
 from embedmux.server.facts import ModelInfo
 from embedmux.server.models import find_model
 from embedmux.server.records import Encoding, Output, OutputSpec, Pooling, Role, Route, Space, Tokens, Truncate
@@ -141,6 +149,21 @@ async def test_an_error_of_the_whole_request_is_raised(tokenizer_folder: Folder)
     encoder = make_encoder(tokenizer_folder("bert"), FakeEngine(errors={0: Overloaded("full")}))
     with pytest.raises(Overloaded):
         await encoder.embed(job(["a", "b"]))
+
+
+async def test_a_catalogue_without_an_engine_concerns_the_whole_request(tokenizer_folder: Folder) -> None:
+    class Gone(FakeEngine):
+        def __init__(self) -> None:
+            pass
+
+        @property
+        def adapters(self) -> dict[str, object]:  # type: ignore[override]
+            raise Unavailable("the engine process is being restarted; try again")
+
+    encoder = make_encoder(tokenizer_folder("bert"), Gone())
+    for call in (encoder.embed, encoder.tokenize):
+        with pytest.raises(Unavailable, match="restarted"):
+            await call(job(["a", "b"]))
 
 
 async def test_the_rendered_text_is_echoed_exactly(tokenizer_folder: Folder) -> None:
