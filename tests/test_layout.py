@@ -41,7 +41,7 @@ RANKS = {
     "instructions": 4, "runtime": 4, "loaded": 4, "bridge": 4, "admission": 5, "rows": 5, "text": 5, "adapters": 5, "batching": 5, "outputs": 5, "heads": 6, "backbones": 7, "checkpoint": 8,
 }  # fmt: skip
 EVERYONE = {
-    "errors", "config", "records", "packed", "requests", "contract", "facts", "tasks", "spaces", "models", "free_list", "defaults",
+    "errors", "config", "records", "packed", "requests", "contract", "facts", "tasks", "spaces", "models", "free_list",
 }  # fmt: skip
 
 
