@@ -35,7 +35,7 @@ class FakeEngine:
     async def embed(
         self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, deadline: float | None
     ) -> tuple[bytes, dict[int, EmbedmuxError]]:
-        assert output == OutputSpec(8, Encoding.FLOAT32, (Output.TOKENS,), DIMENSIONS)
+        assert output == OutputSpec(8, Encoding.FLOAT32, (Output.TOKENS,), DIMENSIONS, most_vectors=126)
         self.tokens, self.blocks, rows = tokens, [], []
         for number, text in enumerate(tokens):
             places = [at for at, token in enumerate(text.ids) if token in self.markers]
