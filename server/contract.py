@@ -64,8 +64,6 @@ class ScoreContract:
     strips: bool = False
     positive_token: int | None = None  # LOGITS: logit = positive - negative, or positive alone
     negative_token: int | None = None
-    max_query_share: float = 0.75  # of max_tokens that a query may take in a pair
-    max_tokens: int | None = None  # of a pair, where it is below the contract's
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,8 @@ class Listwise:
     """Scores whole lists; documents of white space alone are not read and score 0."""
 
     def __init__(self, contract: Contract, tokenizer: Tokenizer, engine: EnginePort, admission: Admission) -> None:
-        assert contract.score is not None
         assert contract.late is not None, "a listwise reranker's contract describes the vectors of its markers"
-        self._reader = ListReader(
-            tokenizer, max_tokens=min(contract.score.max_tokens or contract.max_tokens, contract.max_tokens)
-        )
+        self._reader = ListReader(tokenizer, max_tokens=contract.max_tokens)
         self._engine = engine
         self._admission = admission
         self._dimensions = contract.late.dimensions

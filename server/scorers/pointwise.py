@@ -12,6 +12,8 @@ from embedmux.server.text.frames import Frame, fill
 from embedmux.server.text.pairs import PairReader
 from embedmux.server.text.tokenizer import Tokenizer
 
+MAX_QUERY_SHARE = 0.75  # of the model's tokens that a query may take in a pair
+
 
 class Pointwise:
     """Scores by a logit of one sequence for each document; what stands before the document is shared by all."""
@@ -23,9 +25,8 @@ class Pointwise:
         self._engine = engine
         self._admission = admission
         self._output = OutputSpec(contract.dimensions, Encoding.FLOAT32, (Output.SCORE,))
-        self._max_tokens = min(self._score.max_tokens or contract.max_tokens, contract.max_tokens)
         self._pairs = (
-            PairReader(tokenizer, max_tokens=self._max_tokens, max_query_share=self._score.max_query_share)
+            PairReader(tokenizer, max_tokens=contract.max_tokens, max_query_share=MAX_QUERY_SHARE)
             if self._score.before is None
             else None
         )
@@ -59,7 +60,7 @@ class Pointwise:
         assert rule.before is not None
         instruction = rule.instruction if question.instruction is None else question.instruction
         before = fill(rule.before, instruction=instruction, query=question.query)
-        frames = [Frame(before, text, rule.after or "", self._max_tokens) for text in question.documents.values()]
+        frames = [Frame(before, text, rule.after or "") for text in question.documents.values()]
         self._admission.check_total((frame.num_characters for frame in frames), "documents")
         if question.echoes:
             scored.rendered = {at: frame.rendered for at, frame in zip(question.documents, frames, strict=True)}

@@ -180,11 +180,9 @@ async def test_only_the_document_is_cut(tokenizer_folder: Folder) -> None:
     assert set(refused.errors) == {1} and "the model reads 100" in str(refused.errors[1])
 
 
-async def test_a_reranker_s_own_limit_is_below_the_model_s(tokenizer_folder: Folder) -> None:
-    assert PAIR.score is not None
+async def test_the_model_s_limit_is_a_pair_s(tokenizer_folder: Folder) -> None:
     for contract, kind in ((PAIR, "bert"), (QWEN, "bytes")):
-        assert contract.score is not None
-        short = replace(contract, score=replace(contract.score, max_tokens=80), max_tokens=400)
+        short = replace(contract, max_tokens=80)
         found = await make(tokenizer_folder(kind), short).rerank(job(documents=("sea " * 300,), truncate=Truncate.END))
         assert found.num_tokens == [80]
 
