@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from embedmux.server.checkpoint.architectures import read_model_type
 from embedmux.server.checkpoint.folder import Config, ModelFolder
 from embedmux.server.checkpoint.modules import Modules, read_modules
-from embedmux.server.checkpoint.names import Hint, find_hint, read_hints
+from embedmux.server.checkpoint.names import Hint, read_hints
 from embedmux.server.checkpoint.tokens import TokenIds
 from embedmux.server.contract import Prompts
 
@@ -30,10 +30,6 @@ class Evidence:
     def is_class(self, *endings: str) -> bool:
         """Whether config.json names a class of the architecture that ends so."""
         return any(name.endswith(endings) for name in self.config.strings("architectures", []))
-
-    def is_named(self, pattern: str) -> bool:
-        """Whether a name of the model ends with the pattern."""
-        return find_hint(self.hints, pattern) is not None
 
 
 def gather(folder: ModelFolder) -> Evidence:

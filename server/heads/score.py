@@ -29,7 +29,7 @@ class Classifier:
         self, dense: Linear | None, last: Linear, *, activation: str = "none",
         norm: tuple[torch.Tensor, torch.Tensor | None, float] | None = None,
     ) -> None:  # fmt: skip
-        """``activation``: "tanh", "gelu", "relu" or "none"; ``norm``: weight, bias and eps of a LayerNorm behind it."""
+        """``activation``: "tanh", "gelu" or "none"; ``norm``: weight, bias and eps of a LayerNorm behind it."""
         self._dense, self._last, self._activation, self._norm = dense, last, activation, norm
 
     def __call__(self, pooled: torch.Tensor) -> torch.Tensor:
@@ -49,6 +49,4 @@ def activate(x: torch.Tensor, kind: str) -> torch.Tensor:
         wide = wide.tanh()
     elif kind == "gelu":
         wide = 0.5 * wide * (1 + torch.erf(wide / math.sqrt(2)))
-    elif kind == "relu":
-        wide = wide.relu()
     return wide.to(x.dtype)
