@@ -104,6 +104,11 @@ class Batch:
     prefixes: SharedPrefixes | None = None
     num_keys: torch.Tensor | None = None
 
+    @property
+    def state_offsets(self) -> torch.Tensor:
+        """[n + 1] int32: where each sequence stands among the rows that leave the last layer."""
+        return self.offsets if self.pooled is None else self.pooled.offsets
+
 
 @dataclass(frozen=True, slots=True)
 class FinalNorm:

@@ -133,7 +133,7 @@ class Backbone:
         for layer in self.layers[:-1]:
             states = layer(states, batch)
         states = self.layers[-1](states, batch, is_last=True)
-        return TokenStates(states, batch.pooled.offsets if batch.pooled is not None else batch.offsets)
+        return TokenStates(states, batch.state_offsets)
 
 
 class _Layer:

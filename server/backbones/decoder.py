@@ -135,8 +135,7 @@ class Backbone:
         for layer in self.layers[:-1]:
             states, residual = layer(states, residual, batch)
         states, residual = self.layers[-1](states, residual, batch, is_last=True)
-        offsets = batch.pooled.offsets if batch.pooled is not None else batch.offsets
-        return TokenStates(states, offsets, residual, self.norm)
+        return TokenStates(states, batch.state_offsets, residual, self.norm)
 
 
 class _Layer:
@@ -155,9 +154,7 @@ class _Layer:
             )  # fmt: skip
 
         def norm(part: str) -> PreNorm:
-            return PreNorm(
-                f"{name}.{part}", checkpoint, size=shape.hidden_size, eps=shape.norm_eps, dtype=dtype, kind="rms"
-            )
+            return PreNorm(f"{name}.{part}", checkpoint, size=shape.hidden_size, eps=shape.norm_eps, kind="rms")
 
         self.qkv = linear("self_attn.qkv", is_biased=flavour.is_biased)
         self.attention_out = linear("self_attn.o_proj")

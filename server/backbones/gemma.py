@@ -128,8 +128,7 @@ class Backbone:
         for layer in self.layers[:-1]:
             states, residual = layer(states, residual, batch)
         states, residual = self.layers[-1](states, residual, batch, is_last=True)
-        offsets = batch.pooled.offsets if batch.pooled is not None else batch.offsets
-        return TokenStates(states, offsets, residual, self.norm)
+        return TokenStates(states, batch.state_offsets, residual, self.norm)
 
 
 class _Layer:
@@ -149,8 +148,8 @@ class _Layer:
 
         def norm(part: str) -> PreNorm:
             return PreNorm(
-                f"{name}.{part}_layernorm", checkpoint, size=shape.hidden_size, eps=shape.norm_eps, dtype=dtype,
-                kind="rms", adds_one=True,
+                f"{name}.{part}_layernorm", checkpoint, size=shape.hidden_size, eps=shape.norm_eps, kind="rms",
+                adds_one=True,
             )  # fmt: skip
 
         self.qkv, self.attention_out = linear("self_attn.qkv"), linear("self_attn.o_proj")

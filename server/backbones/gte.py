@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
+from embedmux.server.backbones.gates import read_gate
 from embedmux.server.backbones.layers import AddLayerNorm, Attention, LoraLinear, Rotary, keep_pooled, split_heads
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.checkpoint.folder import Config
 from embedmux.server.packed import Batch, FusedLinear, LowRankTables, TokenStates
 
 PREFIXES = ("new.", "gte.")
-GATES = {"gelu": "geglu", "silu": "swiglu", "gelu_pytorch_tanh": "geglu_tanh"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,6 @@ def read_shape(config: Config) -> GteShape:
     hidden, num_heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     if hidden % num_heads:
         config.reject("hidden_size", f"a multiple of num_attention_heads ({num_heads})")
-    activation = config.string("hidden_act", "gelu")
-    if activation not in GATES:
-        config.reject("hidden_act", f"one of {', '.join(GATES)}")
     theta, divisor = _rotary(config, hidden // num_heads)
     return GteShape(
         vocab_size=config.integer("vocab_size"),
@@ -93,7 +90,7 @@ def read_shape(config: Config) -> GteShape:
         norm_eps=config.number("layer_norm_eps", 1e-12),
         theta=theta,
         divisor=divisor,
-        activation=GATES[activation],
+        activation=read_gate(config, "hidden_act"),
         is_packed=config.flag("pack_qkv", True),
     )
 
@@ -111,10 +108,9 @@ class Backbone:
         self.words = checkpoint.take("embeddings.word_embeddings.weight", (shape.vocab_size, hidden), dtype)
         self.types = checkpoint.take(types, (shape.num_types, hidden), dtype) if shape.num_types else None
         self.norm = _norm(shape, "embeddings.LayerNorm", checkpoint, dtype)
-        steps = torch.arange(0, shape.head_size, 2, dtype=torch.float32) / shape.head_size
         rotary = Rotary(
             theta=shape.theta, size=shape.head_size, positions=shape.max_positions, device=checkpoint.device,
-            inverse=1.0 / shape.theta**steps / shape.divisor,
+            divisor=shape.divisor,
         )  # fmt: skip
         linears = {linear.name: linear for linear in shape.linears}
         self.layers = [
@@ -128,7 +124,7 @@ class Backbone:
         for layer in self.layers[:-1]:
             states = layer(states, batch)
         states = self.layers[-1](states, batch, is_last=True)
-        return TokenStates(states, batch.pooled.offsets if batch.pooled is not None else batch.offsets)
+        return TokenStates(states, batch.state_offsets)
 
     def _types(self, batch: Batch) -> torch.Tensor | None:
         """The embedding of each token's type; with one type, that of every token."""

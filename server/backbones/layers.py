@@ -9,7 +9,7 @@ from embedmux.kernels.lora_matmul import GATED
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.packed import Batch, FusedLinear, LowRankTables, PooledRows, Segments
 
-GATED_STEP = 32  # halves of other widths are multiplied from the plain weight; see kernels/lora_matmul
+GATED_STEP = 32  # halves of other widths are multiplied from the plain weight on AMX; see kernels/lora_matmul
 
 
 class LoraLinear:
@@ -89,8 +89,8 @@ class PreNorm:
     """
 
     def __init__(
-        self, name: str, checkpoint: Checkpoint, *, size: int, eps: float, dtype: torch.dtype, kind: str,
-        is_biased: bool = False, adds_one: bool = False,
+        self, name: str, checkpoint: Checkpoint, *, size: int, eps: float, kind: str, is_biased: bool = False,
+        adds_one: bool = False,
     ) -> None:  # fmt: skip
         weight = checkpoint.take(f"{name}.weight", (size,))
         # Kept in float32: it is small, and 1 + weight would lose its last bits in bfloat16.
@@ -106,18 +106,15 @@ class PreNorm:
 
 
 class Rotary:
-    """Rotary positions: cos and sin [positions, R / 2] of theta^(-2 i / R), or of other frequencies [R / 2] given.
+    """Rotary positions: cos and sin [positions, R / 2] of the frequencies theta^(-2 i / R) / divisor.
 
     Frequencies and angles are rounded to float32 as in transformers and in the code that models are trained with: at
     position 600 an angle is 3e-5 off, which those weights expect and which exact angles would show in their vectors.
     """
 
-    def __init__(
-        self, *, theta: float, size: int, positions: int, device: torch.device, inverse: torch.Tensor | None = None
-    ) -> None:
-        if inverse is None:
-            inverse = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
-        angles = torch.outer(torch.arange(positions, dtype=torch.float32), inverse.to(torch.float32))
+    def __init__(self, *, theta: float, size: int, positions: int, device: torch.device, divisor: float = 1.0) -> None:
+        frequencies = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size) / divisor
+        angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
         self.cos, self.sin = angles.cos().to(device), angles.sin().to(device)
 
     def __call__(
@@ -183,6 +180,7 @@ def _packed(weight: torch.Tensor, activation: str) -> tuple[torch.Tensor, torch.
     if weight.device.type != "cpu" or not ops.HAS_EXTENSION:
         return weight, None
     packed = ops.pack_weight(weight)
-    if activation in GATED and weight.shape[0] % (2 * GATED_STEP):
+    is_amx = weight.dtype == torch.bfloat16 and ops.cpu_isa() == "amx"
+    if is_amx and activation in GATED and weight.shape[0] % (2 * GATED_STEP):
         return weight, packed
     return torch.zeros((), dtype=weight.dtype).expand(weight.shape), packed

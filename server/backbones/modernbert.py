@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from embedmux.server.backbones.gates import read_gate
 from embedmux.server.backbones.layers import Attention, LoraLinear, PreNorm, Rotary, keep_pooled, split_heads
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.checkpoint.folder import Config
@@ -17,7 +18,6 @@ from embedmux.server.packed import Batch, FinalNorm, FusedLinear, LowRankTables,
 PREFIXES = ("model.",)
 FULL, SLIDING = "full_attention", "sliding_attention"
 THETAS = {FULL: ("global_rope_theta", 160000.0), SLIDING: ("local_rope_theta", 10000.0)}  # older keys, and defaults
-GATES = {"gelu": "geglu", "silu": "swiglu", "gelu_pytorch_tanh": "geglu_tanh"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,6 @@ def read_shape(config: Config) -> ModernBertShape:
     hidden, num_heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     if hidden % num_heads:
         config.reject("hidden_size", f"a multiple of num_attention_heads ({num_heads})")
-    activation = config.string("hidden_activation", "gelu")
-    if activation not in GATES:
-        config.reject("hidden_activation", f"one of {', '.join(GATES)}")
     num_layers = config.integer("num_hidden_layers")
     return ModernBertShape(
         vocab_size=config.integer("vocab_size"),
@@ -91,7 +88,7 @@ def read_shape(config: Config) -> ModernBertShape:
         kinds=_kinds(config, num_layers),
         window=config.integer("local_attention", 128) // 2,
         thetas=_thetas(config),
-        activation=GATES[activation],
+        activation=read_gate(config, "hidden_activation"),
         has_norm_bias=config.flag("norm_bias", False),
         has_attention_bias=config.flag("attention_bias", False),
         has_feed_forward_bias=config.flag("mlp_bias", False),
@@ -111,7 +108,7 @@ class Backbone:
     ) -> None:
         hidden = shape.hidden_size
         self.words = checkpoint.take("embeddings.tok_embeddings.weight", (shape.vocab_size, hidden), dtype)
-        self.norm = _norm(shape, "embeddings.norm", checkpoint, dtype)
+        self.norm = _norm(shape, "embeddings.norm", checkpoint)
         rotary = {
             kind: Rotary(theta=theta, size=shape.head_size, positions=shape.max_positions, device=checkpoint.device)
             for kind, theta in zip((FULL, SLIDING), shape.thetas, strict=True)
@@ -132,8 +129,7 @@ class Backbone:
         for layer in self.layers[:-1]:
             states, residual = layer(states, residual, batch)
         states, residual = self.layers[-1](states, residual, batch, is_last=True)
-        offsets = batch.pooled.offsets if batch.pooled is not None else batch.offsets
-        return TokenStates(states, offsets, residual, self.final_norm)
+        return TokenStates(states, batch.state_offsets, residual, self.final_norm)
 
 
 class _Layer:
@@ -155,8 +151,8 @@ class _Layer:
         self.attention_out = linear("attn.Wo", is_biased=shape.has_attention_bias)
         self.up = linear("mlp.Wi", is_biased=shape.has_feed_forward_bias, activation=shape.activation)
         self.down = linear("mlp.Wo", is_biased=shape.has_feed_forward_bias)
-        self.attention_norm = _norm(shape, f"{name}.attn_norm", checkpoint, dtype) if index else None
-        self.feed_forward_norm = _norm(shape, f"{name}.mlp_norm", checkpoint, dtype)
+        self.attention_norm = _norm(shape, f"{name}.attn_norm", checkpoint) if index else None
+        self.feed_forward_norm = _norm(shape, f"{name}.mlp_norm", checkpoint)
         self.rotary = rotary
         self.heads = {"num_heads": shape.num_heads, "num_kv_heads": shape.num_heads, "head_size": shape.head_size}
         window = shape.window if shape.kinds[index] == SLIDING else -1
@@ -178,9 +174,9 @@ class _Layer:
         return self.down(self.up(normed, segments), segments), residual
 
 
-def _norm(shape: ModernBertShape, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> PreNorm:
+def _norm(shape: ModernBertShape, name: str, checkpoint: Checkpoint) -> PreNorm:
     return PreNorm(
-        name, checkpoint, size=shape.hidden_size, eps=shape.norm_eps, dtype=dtype, kind="layer",
+        name, checkpoint, size=shape.hidden_size, eps=shape.norm_eps, kind="layer",
         is_biased=shape.has_norm_bias,
     )  # fmt: skip
 
