@@ -20,6 +20,7 @@ import torch
 from embedmux.server.adapters.files import reject, shown
 from embedmux.server.adapters.task import NAME
 from embedmux.server.backbones.weights import Checkpoint
+from embedmux.server.checkpoint.encoders import task_folder
 from embedmux.server.checkpoint.folder import Config, ModelFolder
 from embedmux.server.packed import FusedLinear
 from embedmux.server.records import Adapter, LowRank
@@ -42,7 +43,7 @@ def read_stacked(checkpoint: Checkpoint, folder: ModelFolder, linears: Iterable[
     if not names:
         return []
     linears = tuple(linears)
-    folders = [folder.path / name.replace(".", "_").replace("-", "_") for name in names]
+    folders = [folder.path / task_folder(name) for name in names]
     if not any(path.is_dir() for path in folders):
         stacks = _Stacks(checkpoint, len(names), config)
         finders: list[Find] = [stacks.task(place) for place in range(len(names))]

@@ -37,6 +37,11 @@ def _m3(evidence: Evidence, contract: Contract) -> Contract:
     return replace(contract, outputs=tuple(outputs))
 
 
+def task_folder(task: str) -> str:
+    """The folder of one of Jina v3's tasks, such as ``retrieval_query`` for retrieval.query."""
+    return task.replace(".", "_").replace("-", "_")
+
+
 def _jina_v3(evidence: Evidence, contract: Contract) -> Contract:
     """Tasks and their prompts stand in config.json; the updates in the model's own file or in a folder each."""
     folder, config = evidence.folder, evidence.config
@@ -46,7 +51,7 @@ def _jina_v3(evidence: Evidence, contract: Contract) -> Contract:
         config.reject("task_instructions", "names to texts")
     is_stacked = bool(tasks) and model_shape(folder, STACKED) is not None
     for task in tasks:
-        path = task.replace(".", "_").replace("-", "_")
+        path = task_folder(task)
         if not is_stacked and not folder.has(f"{path}/adapter_model.safetensors"):
             folder.reject(
                 f"{path}/adapter_model.safetensors is missing, and config.json lists {task!r} in lora_adaptations; "

@@ -10,6 +10,7 @@ import torch
 
 from embedmux.server.backbones.layers import Linear
 from embedmux.server.backbones.weights import Checkpoint
+from embedmux.server.checkpoint.encoders import COLBERT, SPARSE
 from embedmux.server.checkpoint.folder import ModelFolder
 from embedmux.server.contract import Contract, LateContract, ScoreKind
 from embedmux.server.heads.dense import DenseModules, NormedCut, Projections
@@ -17,7 +18,7 @@ from embedmux.server.heads.score import Classifier, TokenLogits
 from embedmux.server.heads.tokens import SparseWeights, TokenVectors
 from embedmux.server.records import Output
 
-SPARSE_FILE, COLBERT_FILE = "sparse_linear.safetensors", "colbert_linear.safetensors"
+SPARSE_FILE, COLBERT_FILE = f"{SPARSE}.safetensors", f"{COLBERT}.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
