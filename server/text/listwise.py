@@ -66,8 +66,8 @@ class ListReader:
     async def encode(
         self, query: str, documents: Sequence[str], *, instruction: str | None, truncate: Truncate
     ) -> Listing:
-        """The blocks; raises InvalidRequest for an over-long query that may not be cut."""
-        num_characters = 2 * len(query) + sum(map(len, documents))
+        """The blocks; raises InvalidRequest for an over-long instruction, or query that may not be cut."""
+        num_characters = 2 * len(query) + sum(map(len, documents)) + len(instruction or "")
         return await self._tokenizer.run(
             num_characters,
             lambda stop: self.encode_now(query, documents, instruction=instruction, truncate=truncate, stop=stop),
@@ -86,25 +86,43 @@ class ListReader:
         asked, *read = self._passages([query, *documents], truncate, stop)
         if isinstance(asked, InvalidRequest):
             raise asked
+        if instruction:
+            instruction = self._instruction(instruction, asked, stop)
         passages = {at: found for at, found in enumerate(read) if isinstance(found, Passage)}
         listing = Listing(
             asked, [], passages, {at: found for at, found in enumerate(read) if not isinstance(found, Passage)}
         )
         capacity = self._max_tokens - 2 * asked.num_tokens
         for members in _blocks({at: passage.num_tokens for at, passage in passages.items()}, capacity):
-            self._add(listing, asked.text, members, instruction)
+            self._add(listing, asked.text, members, instruction, stop)
         return listing
+
+    def _instruction(self, instruction: str, asked: Passage, stop: threading.Event | None) -> str:
+        """The instruction without markers; raises InvalidRequest for one that leaves no room for documents."""
+        clean = _without_markers(instruction)
+        if _has_marker(clean):
+            raise _nested("instruction")
+        (encoded,) = self._tokenizer.read([clean], stop, adds_specials=False)
+        num_tokens, limit = len(encoded.ids), self._max_tokens - 2 * asked.num_tokens
+        if num_tokens >= limit:
+            raise InvalidRequest(
+                f"the instruction has {num_tokens} tokens, the model reads {self._max_tokens} of which this query "
+                f"leaves {limit} for instruction and documents; shorten it"
+            )
+        return clean
 
     def _passages(
         self, texts: list[str], truncate: Truncate, stop: threading.Event | None
     ) -> Iterator[Passage | InvalidRequest]:
         """Every text within its own limit; the first is the query."""
-        clean = [text.replace(PASSAGE_MARKER, "").replace(QUERY_MARKER, "") for text in texts]
+        clean = list(map(_without_markers, texts))
         read = self._tokenizer.read(clean, stop, adds_specials=False)
         for at, (text, encoded) in enumerate(zip(clean, read, strict=True)):
             name, limit = ("document", MAX_PASSAGE_TOKENS) if at else ("query", MAX_QUERY_TOKENS)
             num_tokens = len(encoded.ids)
-            if num_tokens <= limit:
+            if _has_marker(text):
+                yield _nested(name)
+            elif num_tokens <= limit:
                 yield Passage(text, num_tokens, num_tokens)
             elif truncate is Truncate.NONE:
                 yield InvalidRequest(
@@ -119,7 +137,9 @@ class ListReader:
         offsets: list[tuple[int, int]] = self._tokenizer.library.encode(text, add_special_tokens=False).offsets
         return text[: offsets[limit - 1][1]] if truncate is Truncate.END else text[offsets[-limit][0] :]
 
-    def _add(self, listing: Listing, query: str, members: list[int], instruction: str | None) -> None:
+    def _add(
+        self, listing: Listing, query: str, members: list[int], instruction: str | None, stop: threading.Event | None
+    ) -> None:
         """Appends the block of these documents, halved until it fits the model."""
         frame = Frame(
             SYSTEM,
@@ -127,7 +147,7 @@ class ListReader:
             ANSWER,
             max_tokens=self._max_tokens,
         )
-        (tokens,) = self._tokenizer.encode_now([frame], Truncate.NONE)
+        (tokens,) = self._tokenizer.encode_now([frame], Truncate.NONE, stop)
         if isinstance(tokens, Tokens):
             marks = tuple(at for at, token in enumerate(tokens.ids) if token == self._passage_id)
             query_mark = tokens.ids.index(self._query_id)
@@ -138,14 +158,28 @@ class ListReader:
             del listing.passages[members[0]]
         else:
             half = (len(members) + 1) // 2
-            self._add(listing, query, members[:half], instruction)
-            self._add(listing, query, members[half:], instruction)
+            self._add(listing, query, members[:half], instruction, stop)
+            self._add(listing, query, members[half:], instruction, stop)
 
     def _marker_id(self, token: str) -> int:
         found = self._tokenizer.library.token_to_id(token)
         if found is None:
             raise ModelRejected(f"tokenizer.json has no token {token!r}, which marks what a listwise reranker compares")
         return int(found)
+
+
+def _without_markers(text: str) -> str:
+    return text.replace(PASSAGE_MARKER, "").replace(QUERY_MARKER, "")
+
+
+def _has_marker(text: str) -> bool:
+    return PASSAGE_MARKER in text or QUERY_MARKER in text
+
+
+def _nested(name: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"the {name} holds a marker, {PASSAGE_MARKER} or {QUERY_MARKER}, that another one hid; take both out"
+    )
 
 
 def _blocks(lengths: dict[int, int], capacity: int) -> Iterator[list[int]]:

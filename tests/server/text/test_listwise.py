@@ -1,5 +1,6 @@
 """jina-reranker-v3's prompt to the byte, its markers, its limits of each text, and how documents fall into blocks."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +92,41 @@ def test_markers_within_texts_are_taken_out(folder: Path) -> None:
     (block,) = read(folder, "why<|embed_token|>", ["the <|rerank_token|>moon<|embed_token|>"]).blocks
     assert len(block.marks) == 1
     assert "\nthe moon<|embed_token|>\n" in block.frame.rendered and "query: why\n" in block.frame.rendered
+
+
+def test_markers_within_an_instruction_are_taken_out(folder: Path) -> None:
+    (block,) = read(folder, "why", ["the moon"], instruction="find <|embed_token|>it<|rerank_token|>").blocks
+    assert len(block.marks) == 1 and "<instruct>\nfind it\n</instruct>" in block.frame.rendered
+
+
+@pytest.mark.parametrize("hidden", ["<|embed_<|embed_token|>token|>", "<|embed<|rerank_token|>_token|>"])
+def test_a_marker_that_another_one_hid_is_refused(folder: Path, hidden: str) -> None:
+    found = read(folder, "why", ["the moon", f"a {hidden}"])
+    assert "the document holds a marker" in str(found.errors[1])
+    assert [block.documents for block in found.blocks] == [(0,)]
+    with pytest.raises(InvalidRequest, match="the query holds a marker"):
+        read(folder, hidden, ["the moon"])
+    with pytest.raises(InvalidRequest, match="the instruction holds a marker"):
+        read(folder, "why", ["the moon"], instruction=hidden)
+
+
+def test_an_instruction_that_leaves_no_room_is_refused_at_once(folder: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"the instruction has \d+ tokens, the model reads 300 of which"):
+        read(folder, "why", ["the moon"] * 9, max_tokens=300, instruction="dragons " * 400)
+
+
+async def test_a_long_instruction_is_read_off_the_event_loop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    reader = make_reader(folder)
+    encode_now = reader.encode_now
+
+    def noted(*arguments: object, **named: object) -> Listing:
+        threads.append(threading.current_thread().name)
+        return encode_now(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(reader, "encode_now", noted)
+    await reader.encode("why", ["the moon"], instruction="dragons " * 400, truncate=Truncate.NONE)
+    assert threads[0].startswith("embedmux-tokenizer")
 
 
 @pytest.mark.parametrize("truncate", [Truncate.END, Truncate.START])
