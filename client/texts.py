@@ -77,14 +77,17 @@ class EmbedOptions(TokenizeOptions, total=False):
     echo: bool
 
 
-def embed_request(texts: Sequence[str | Text], options: EmbedOptions) -> embed_pb2.EmbedRequest:
-    """One request for all ``texts``. Raises InvalidRequest for an unknown role, encoding, output or truncate name."""
+def embed_request(texts: Sequence[str | Text], options: EmbedOptions, *, first: int = 0) -> embed_pb2.EmbedRequest:
+    """One request for all ``texts``, of which errors say that the first is text ``first`` of the call.
+
+    Raises InvalidRequest for an unknown role, encoding, output or truncate name, and for what is no text.
+    """
     refuse_unknown(options, EmbedOptions)
     dimensions = options.get("dimensions")
     if dimensions is not None and dimensions < 1:
         raise InvalidRequest(f"dimensions is {dimensions}, it must be at least 1; leave it out for the full size")
     return embed_pb2.EmbedRequest(
-        texts=[text_message(text, options) for text in texts],
+        texts=[text_message(text, options, f"text {at}") for at, text in enumerate(texts, first)],
         instruction=instruction(None, options),
         dimensions=dimensions or 0,
         encoding=choice("encoding", options.get("encoding", "float32"), ENCODINGS),
@@ -112,14 +115,14 @@ def split_requests(
 ) -> Iterator[embed_pb2.EmbedRequest]:
     """Requests of at most ``batch_size`` texts each, in order."""
     for start in range(0, len(texts), batch_size):
-        yield embed_request(texts[start : start + batch_size], options)
+        yield embed_request(texts[start : start + batch_size], options, first=start)
 
 
 def tokenize_request(texts: Sequence[str | Text], options: TokenizeOptions) -> embed_pb2.TokenizeRequest:
     """One request for the token ids of ``texts``."""
     refuse_unknown(options, TokenizeOptions)
     return embed_pb2.TokenizeRequest(
-        texts=[text_message(text, options) for text in texts],
+        texts=[text_message(text, options, f"text {at}") for at, text in enumerate(texts)],
         instruction=instruction(None, options),
         truncate=choice("truncate", options.get("truncate", "none"), TRUNCATES),
         model=options.get("model") or "",
@@ -131,13 +134,13 @@ def as_texts(texts: str | Text | Sequence[str | Text]) -> Sequence[str | Text]:
     return [texts] if isinstance(texts, str | Text) else texts
 
 
-def text_message(text: str | Text, options: InstructionOptions) -> embed_pb2.Text:
-    """One text; a ``Text`` carries its whole instruction, since the server merges nothing."""
+def text_message(text: str | Text, options: InstructionOptions, name: str = "text") -> embed_pb2.Text:
+    """One text, ``name`` in errors; a ``Text`` carries its whole instruction, since the server merges nothing."""
     if isinstance(text, str):
-        return embed_pb2.Text(text=valid("text", text))
+        return embed_pb2.Text(text=valid(name, text))
     if not isinstance(text, Text):
         raise InvalidRequest(f"a text must be a str or a Text, not {type(text).__name__}")
-    return embed_pb2.Text(text=valid("text", text.text), instruction=instruction(text, options))
+    return embed_pb2.Text(text=valid(name, text.text), instruction=instruction(text, options))
 
 
 def instruction(text: Text | None, options: InstructionOptions) -> types_pb2.Instruction:

@@ -109,9 +109,11 @@ def serve(
 
 def served_models(models: Sequence[str], adapters: Sequence[str], *, has_defaults: bool) -> tuple[ModelConfig, ...]:
     """One record for each ``--model``, with the ``--adapters`` that name it. Raises WrongUsage for what fits none."""
-    sources = dict(named(model) for model in models)
-    if len(sources) < len(models):
-        raise WrongUsage("a model is named twice; give each a name of its own: --model NAME=DIRECTORY")
+    sources: dict[str, str] = {}
+    for name, source in map(named, models):
+        if name in sources:
+            raise WrongUsage(f"model {name!r} is named twice; give each a name of its own: --model NAME=DIRECTORY")
+        sources[name] = source
     folders: dict[str, Path] = {}
     for argument in adapters:
         name, folder = named(argument)

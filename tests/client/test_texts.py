@@ -110,3 +110,10 @@ def test_half_a_surrogate_pair_is_refused_by_name(name: str) -> None:
     fields = {"text": "fine", name: "ab\ud800"}
     with pytest.raises(InvalidRequest, match=rf"{name} holds '\\ud800' at character 2"):
         text_message(Text(**fields), {})
+
+
+def test_half_a_surrogate_pair_is_found_among_many_texts() -> None:
+    with pytest.raises(InvalidRequest, match=r"text 3 holds '\\ud800' at character 1"):
+        list(split_requests(["a", "b", "c", "d\ud800"], {}, batch_size=2))
+    with pytest.raises(InvalidRequest, match="text 1 holds"):
+        tokenize_request(["a", Text("\ud800")], {})

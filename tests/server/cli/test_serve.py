@@ -39,7 +39,7 @@ def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("models", "adapters", "message"),
     [
-        (["a=x", "a=y"], [], "a model is named twice"),
+        (["a=x", "a=y"], [], "model 'a' is named twice"),
         (["a=x", "b=y"], ["lora"], "say for which model, NAME=lora with 'a' or 'b'"),
         (["a=x", "b=y"], ["c=lora"], "there is no model 'c', only 'a' or 'b'"),
         (["a=x"], ["lora", "a=other"], "model 'a' has 'lora' already"),
