@@ -14,6 +14,7 @@ from embedmux.server.records import Output, Pooling
 
 QUERY_NAMES = ("query",)
 DOCUMENT_NAMES = ("document", "passage", "corpus")  # the order sentence-transformers' encode_document looks them up
+EACH_TOKEN = frozenset({Output.SPARSE, Output.TOKENS})  # made of the states of all tokens, those of a prompt included
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,21 @@ class Contract:
     def dimensions(self) -> int:
         """The full size of the dense vector."""
         return self.sizes[0]
+
+    @property
+    def pooled(self) -> Pooling | None:
+        """Which token's state leaves the last layer; None where those of all tokens do."""
+        return None if self.pooling is Pooling.MEAN or EACH_TOKEN.intersection(self.outputs) else self.pooling
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether a causal backbone may leave out tokens that texts share: no output needs their states."""
+        return not EACH_TOKEN.issuperset(self.outputs)
+
+    @property
+    def unread_token(self) -> int | None:
+        """The token that fills up queries of late interaction, where the other tokens do not attend to it."""
+        return self.late.mask_token if self.late is not None and not self.late.attends_to_expansion else None
 
     def declares(self, dimensions: int) -> bool:
         """Whether the model says that vectors of this size are good ones."""

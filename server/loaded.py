@@ -23,14 +23,13 @@ from embedmux.server.batching.prefixes import PrefixCache, make_pool
 from embedmux.server.checkpoint.folder import ModelFolder
 from embedmux.server.checkpoint.read import read
 from embedmux.server.config import EngineConfig, ModelConfig
-from embedmux.server.contract import Contract, ScoreKind
 from embedmux.server.errors import AdapterRejected, EngineFailure, ModelRejected
 from embedmux.server.facts import AdapterInfo, ModelInfo
 from embedmux.server.heads.build import Heads, build_heads
 from embedmux.server.models import find_model
 from embedmux.server.outputs import encode_all_kinds, encode_rows
 from embedmux.server.packed import LowRankTables
-from embedmux.server.records import BASE_MODEL, Calibration, Output, Pooling, Sequence
+from embedmux.server.records import BASE_MODEL, Calibration, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +64,14 @@ class LoadedModel:
         own = read_stacked(checkpoint, ModelFolder(self.folder), shape.linears)
         self._own = {adapter.id: adapter for adapter in own}
         checkpoint.finish(family.is_unused)
-        self._packing, self._prefixes = Packing(_pooled(contract), unread_token=_unread_token(contract)), None
-        if shape.is_causal and config.max_prefix_tokens:
+        self._packing, self._prefixes = Packing(contract.pooled, unread_token=contract.unread_token), None
+        if shape.is_causal and contract.shares_prefixes and config.max_prefix_tokens:
             pool = make_pool(
                 num_layers=shape.num_layers, num_rows=config.max_prefix_tokens, num_kv_heads=shape.num_kv_heads,
                 head_size=shape.head_size, dtype=self.dtype, device=self.device,
             )  # fmt: skip
-            self._packing, self._prefixes = Packing(_pooled(contract), pool), PrefixCache(config.max_prefix_tokens)
+            self._packing = replace(self._packing, pool=pool)
+            self._prefixes = PrefixCache(config.max_prefix_tokens)
         self._graphs = self._capture(config) if self.device.type == "cuda" else None
         calibrations = self._base_calibrations()
         self.registry = AdapterRegistry(arena, calibrations)
@@ -97,16 +97,12 @@ class LoadedModel:
     @torch.inference_mode()
     def compute(self, sequences: list[Sequence]) -> list[bytes | EngineFailure]:
         """Sequences in batch order -> one row of bytes, or its own error, each."""
-        specs = []
-        for sequence in sequences:
-            output, handle = sequence.job.output, int(sequence.job.adapters[sequence.index])
-            calibrated = output.encoding.is_calibrated
-            specs.append((output, self.registry.calibration(handle, output.dimensions) if calibrated else None))
+        specs = [(sequence.job.output, self._calibration(sequence)) for sequence in sequences]
         wholes = [piece_of(sequence) for sequence in sequences]
         if self._prefixes is None:
             pieces, places = wholes, list(range(len(wholes)))
         else:
-            pieces, places = self._prefixes.split(sequences)
+            pieces, places = self._prefixes.split(sequences, wholes)
         try:
             layout = pack(pieces, self._packing)
             if self._graphs is not None:
@@ -120,6 +116,13 @@ class LoadedModel:
                 self._prefixes.clear()
             raise
         return [row if isinstance(row, EngineFailure) else row.tobytes() for row in rows]
+
+    def _calibration(self, sequence: Sequence) -> Calibration | None:
+        """The ranges that a text's codes are made with; None for encodings without."""
+        output = sequence.job.output
+        if not output.encoding.is_calibrated:
+            return None
+        return self.registry.calibration(int(sequence.job.adapters[sequence.index]), output.dimensions)
 
     def _load_all(self) -> None:
         """The checkpoint's own adapters and every one below the root; those it promises must be among them."""
@@ -195,17 +198,3 @@ class LoadedModel:
             activation=score.activation.value if score is not None else "",
             notes=notes,
         )
-
-
-def _unread_token(contract: Contract) -> int | None:
-    """The token that fills up queries of late interaction, where the model's other tokens do not attend to it."""
-    late = contract.late
-    return late.mask_token if late is not None and not late.attends_to_expansion else None
-
-
-def _pooled(contract: Contract) -> Pooling | None:
-    """Which row of a text leaves the last layer; None where every token's state is wanted."""
-    is_listwise = contract.score is not None and contract.score.kind is ScoreKind.LISTWISE
-    if contract.pooling is Pooling.MEAN or is_listwise or {Output.SPARSE, Output.TOKENS} & set(contract.outputs):
-        return None
-    return contract.pooling

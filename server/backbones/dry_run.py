@@ -13,7 +13,6 @@ from embedmux.server.backbones.check import model_shape
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.checkpoint.read import read_contract
 from embedmux.server.packed import Batch, LowRankTables, PooledRows, Segments, SharedPrefixes, TokenStates
-from embedmux.server.records import Pooling
 
 META = torch.device("meta")
 NUM_SLOTS = 8
@@ -41,13 +40,10 @@ def forward_calls(
         for num_tokens, num_texts, num_segments in sizes:
             tokens, texts = _ints(num_tokens, dtype=torch.int64), _ints(num_texts, dtype=torch.int64)
             segments = Segments(_ints(num_segments + 1), _ints(num_segments))
-            pooled = PooledRows(texts, segments, _ints(num_texts + 1)) if contract.pooling is not Pooling.MEAN else None
-            prefixes = (
-                SharedPrefixes(pool, pool, _ints(4), _ints(num_texts), tokens, tokens) if shape.is_causal else None
-            )
-            num_keys = (
-                _ints(num_texts) if contract.late is not None and not contract.late.attends_to_expansion else None
-            )
+            pooled = PooledRows(texts, segments, _ints(num_texts + 1)) if contract.pooled is not None else None
+            shares = shape.is_causal and contract.shares_prefixes
+            prefixes = SharedPrefixes(pool, pool, _ints(4), _ints(num_texts), tokens, tokens) if shares else None
+            num_keys = _ints(num_texts) if contract.unread_token is not None else None
             offsets = _ints(num_texts + 1)
             then(backbone(Batch(tokens, tokens, tokens, offsets, segments, pooled, prefixes, num_keys)))
     return list({_key(call): call for call in recorder.calls}.values())

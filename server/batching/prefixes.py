@@ -11,12 +11,12 @@ from collections import OrderedDict
 
 import torch
 
-from embedmux.server.batching.pack import Piece, piece_of
+from embedmux.server.batching.pack import Piece
+from embedmux.server.contract import EACH_TOKEN
 from embedmux.server.free_list import FreeList
-from embedmux.server.records import Output, Sequence
+from embedmux.server.records import Sequence
 
 LEAST_TOKENS = 8  # below that a second piece costs more than it saves
-EACH_TOKEN = {Output.SPARSE, Output.TOKENS}  # need the states of all tokens, those of a prefix among them
 Key = tuple[int, bytes]  # the adapter's handle, which is never used again, and the token ids
 
 
@@ -28,13 +28,15 @@ class PrefixCache:
         self._rows = self._fresh()
         self._places: OrderedDict[Key, tuple[int, int]] = OrderedDict()  # (begin, end)
 
-    def split(self, sequences: list[Sequence]) -> tuple[list[Piece], list[int]]:
-        """The pieces to pack for texts sorted by slot, sorted likewise, and where among them each text stands."""
+    def split(self, sequences: list[Sequence], wholes: list[Piece]) -> tuple[list[Piece], list[int]]:
+        """The pieces to pack for texts sorted by slot, sorted likewise, and where among them each text stands.
+
+        ``wholes`` are the texts as one piece each.
+        """
         in_use: set[Key] = set()
         pieces: list[Piece] = []
         places: list[int] = []
-        for sequence in sequences:
-            whole = piece_of(sequence)
+        for sequence, whole in zip(sequences, wholes, strict=True):
             shared = (
                 0 if EACH_TOKEN.intersection(sequence.job.output.outputs) else int(sequence.job.shared[sequence.index])
             )

@@ -135,9 +135,8 @@ class Engine:
 
     def split(self, texts: list[Sequence]) -> tuple[list[Piece], list[int]]:
         """As LoadedModel does it."""
-        if self.prefixes is None:
-            return [piece_of(text) for text in texts], list(range(len(texts)))
-        return self.prefixes.split(texts)
+        wholes = [piece_of(text) for text in texts]
+        return (wholes, list(range(len(texts)))) if self.prefixes is None else self.prefixes.split(texts, wholes)
 
 
 def make_texts(seed: int) -> list[Sequence]:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from embedmux.server.batching.pack import Packing, pack
+from embedmux.server.batching.pack import Packing, Piece, pack, piece_of
 from embedmux.server.batching.prefixes import LEAST_TOKENS, PrefixCache, make_pool
 from embedmux.server.records import Encoding, EngineJob, OutputSpec, Pooling, Sequence
 
@@ -22,6 +22,10 @@ def texts(*items: tuple[list[int], int, int]) -> list[Sequence]:
     return [Sequence(job, i, len(ids[i]), item[1], 0.0, None) for i, item in enumerate(items)]
 
 
+def split(cache: PrefixCache, sequences: list[Sequence]) -> tuple[list[Piece], list[int]]:
+    return cache.split(sequences, [piece_of(sequence) for sequence in sequences])
+
+
 def packing(rows: int = 64) -> Packing:
     pool = make_pool(
         num_layers=1, num_rows=rows, num_kv_heads=1, head_size=16, dtype=torch.float32, device=torch.device("cpu")
@@ -31,20 +35,20 @@ def packing(rows: int = 64) -> Packing:
 
 def test_a_prefix_joins_its_first_batch_once_and_later_batches_not_at_all() -> None:
     cache = PrefixCache(64)
-    pieces, places = cache.split(texts(([*PROMPT, 1, 2], 0, 12), ([*PROMPT, 3], 0, 12), ([5, 6], 0, 0)))
+    pieces, places = split(cache, texts(([*PROMPT, 1, 2], 0, 12), ([*PROMPT, 3], 0, 12), ([5, 6], 0, 0)))
     assert [piece.token_ids.tolist() for piece in pieces] == [PROMPT, [1, 2], [3], [5, 6]]
     assert places == [1, 2, 3]
     assert [piece.start for piece in pieces] == [0, 12, 12, 0]
     begin = pieces[0].target
     assert [piece.prefix for piece in pieces] == [None, (begin, begin + 12), (begin, begin + 12), None]
-    pieces, places = cache.split(texts(([*PROMPT, 9], 0, 12)))
+    pieces, places = split(cache, texts(([*PROMPT, 9], 0, 12)))
     assert [(piece.token_ids.tolist(), piece.prefix) for piece in pieces] == [([9], (begin, begin + 12))]
     assert places == [0]
 
 
 def test_the_layout_says_where_every_key_is_kept_and_found() -> None:
     cache = PrefixCache(64)
-    pieces, _ = cache.split(texts(([*PROMPT, 1, 2], 0, 12), ([*OTHER, 3], 1, 10), ([*PROMPT, 4], 1, 12)))
+    pieces, _ = split(cache, texts(([*PROMPT, 1, 2], 0, 12), ([*OTHER, 3], 1, 10), ([*PROMPT, 4], 1, 12)))
     layout = pack(pieces, packing())
     prefixes = [piece for piece in pieces if piece.target >= 0]
     rows = {row: token for piece in prefixes for row, token in enumerate(piece.token_ids, piece.target)}
@@ -63,8 +67,8 @@ def test_the_layout_says_where_every_key_is_kept_and_found() -> None:
 def test_adapters_do_not_share_a_prompt_and_neither_do_short_prefixes_or_whole_texts() -> None:
     cache = PrefixCache(64)
     short = PROMPT[: LEAST_TOKENS - 1]
-    pieces, places = cache.split(
-        texts(([*PROMPT, 1], 0, 12), ([*PROMPT, 1], 1, 12), ([*short, 1], 1, len(short)), (PROMPT, 1, 12))
+    pieces, places = split(
+        cache, texts(([*PROMPT, 1], 0, 12), ([*PROMPT, 1], 1, 12), ([*short, 1], 1, len(short)), (PROMPT, 1, 12))
     )
     assert [piece.target >= 0 for piece in pieces] == [True, False, True, False, False, False]
     assert places == [1, 3, 4, 5]
@@ -73,23 +77,23 @@ def test_adapters_do_not_share_a_prompt_and_neither_do_short_prefixes_or_whole_t
 def test_the_least_recently_used_prefix_makes_room_but_never_one_of_the_batch() -> None:
     cache = PrefixCache(25)  # two prefixes of twelve tokens, and the row that belongs to nobody
     first, second, third = (list(range(base, base + 12)) for base in (100, 300, 500))
-    cache.split(texts(([*first, 1], 0, 12)))
-    cache.split(texts(([*second, 1], 0, 12)))
-    cache.split(texts(([*first, 2], 0, 12)))
-    pieces, _ = cache.split(texts(([*third, 1], 0, 12)))  # takes the place of the second
+    split(cache, texts(([*first, 1], 0, 12)))
+    split(cache, texts(([*second, 1], 0, 12)))
+    split(cache, texts(([*first, 2], 0, 12)))
+    pieces, _ = split(cache, texts(([*third, 1], 0, 12)))  # takes the place of the second
     assert pieces[0].token_ids.tolist() == third
-    assert len(cache.split(texts(([*first, 3], 0, 12)))[0]) == 1
-    pieces, places = cache.split(texts(([*first, 1], 0, 12), ([*third, 1], 0, 12), ([*second, 1], 0, 12)))
+    assert len(split(cache, texts(([*first, 3], 0, 12)))[0]) == 1
+    pieces, places = split(cache, texts(([*first, 1], 0, 12), ([*third, 1], 0, 12), ([*second, 1], 0, 12)))
     assert [piece.token_ids.tolist() for piece in pieces] == [[1], [1], [*second, 1]]
     assert places == [0, 1, 2]
-    pieces, _ = cache.split(texts((list(range(40)), 0, 30)))
+    pieces, _ = split(cache, texts((list(range(40)), 0, 30)))
     assert len(pieces) == 1, "longer than the pool: computed whole"
-    assert len(cache.split(texts(([*first, 4], 0, 12)))[0]) == 1, "and nothing was thrown out for it"
+    assert len(split(cache, texts(([*first, 4], 0, 12)))[0]) == 1, "and nothing was thrown out for it"
 
 
 def test_after_a_failed_batch_every_prefix_is_computed_anew() -> None:
     cache = PrefixCache(64)
-    cache.split(texts(([*PROMPT, 1], 0, 12)))
+    split(cache, texts(([*PROMPT, 1], 0, 12)))
     cache.clear()
-    pieces, _ = cache.split(texts(([*PROMPT, 1], 0, 12)))
+    pieces, _ = split(cache, texts(([*PROMPT, 1], 0, 12)))
     assert pieces[0].token_ids.tolist() == PROMPT
