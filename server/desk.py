@@ -88,7 +88,9 @@ class Desk:
     def models(self) -> tuple[ServedModel, ...]:
         """Every model with its tasks; the engine must be ready."""
         return tuple(
-            ServedModel(each.port.model, tuple(each.catalog.tasks()), each.contract.prompts.by_name)
+            ServedModel(each.port.model, (), {})  # no vectors, hence no spaces and no prompts to name
+            if each.is_reranker
+            else ServedModel(each.port.model, tuple(each.catalog.tasks()), each.contract.prompts.by_name)
             for each in self._served
         )
 

@@ -40,6 +40,7 @@ class LoadedModel:
     """Loads a model and its adapters; ``compute`` is called by the device thread alone."""
 
     def __init__(self, model: ModelConfig, config: EngineConfig) -> None:
+        self.name = model.name
         self.folder = find_model(model.source)
         reading = read(self.folder)
         self.contract = contract = reading.contract
@@ -88,7 +89,10 @@ class LoadedModel:
             return self.registry.add(self._own[path])
         root = self.adapter_root
         if root is None:
-            raise AdapterRejected(f"adapter {path!r}: the server has no adapter root; start it with --adapters DIR")
+            raise AdapterRejected(
+                f"adapter {path!r}: model {self.name!r} has no adapter root; start the server with "
+                f"--adapters {self.name}=DIR, or name the model that has one"
+            )
         adapter = read_adapter(
             root / Path(path), self.targets, root=root, adapter_id=adapter_id, max_rank=self._max_rank
         )

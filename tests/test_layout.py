@@ -38,7 +38,7 @@ NEVER_TORCH = (
 # Lower rank may import higher rank only; rooms of one rank do not import each other.
 RANKS = {
     "cli": 0, "app": 1, "rpc": 2, "desk": 2, "encode": 3, "rerank": 3, "several": 3, "scorers": 4, "catalog": 4,
-    "instructions": 4, "runtime": 4, "loaded": 4, "bridge": 4, "admission": 5, "rows": 5, "text": 5,
+    "instructions": 4, "runtime": 4, "loaded": 4, "bridge": 4, "check": 4, "admission": 5, "rows": 5, "text": 5,
     "adapters": 5, "batching": 5, "outputs": 5, "heads": 6, "backbones": 7, "checkpoint": 8,
 }  # fmt: skip
 EVERYONE = {

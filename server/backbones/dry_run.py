@@ -9,7 +9,7 @@ import torch
 
 from embedmux.kernels.aot import Call, Recorder
 from embedmux.server.backbones import find_family
-from embedmux.server.backbones.check import model_shape
+from embedmux.server.backbones.targets import model_shape
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.checkpoint.read import read_contract
 from embedmux.server.packed import Batch, LowRankTables, PooledRows, Segments, SharedPrefixes, TokenStates

@@ -25,23 +25,27 @@ class Checkpoint:
     """The tensors of a model folder, taken one by one; ``finish`` refuses what nobody took.
 
     ``prefixes`` may stand before a tensor's name in the files, such as ``model.``, and are not part of it here. On the
-    meta device no file is opened, and ``take`` gives tensors of shapes alone (dry_run.py).
+    meta device ``take`` gives shapes alone: no file is opened (dry_run.py), or with ``reads_headers`` names and shapes
+    are checked against the files' (check.py).
     """
 
     def __init__(
-        self, folder: Path, *, prefixes: Sequence[str], device: torch.device, file: str = "model.safetensors"
-    ) -> None:
+        self, folder: Path, *, prefixes: Sequence[str], device: torch.device, file: str = "model.safetensors",
+        reads_headers: bool = False,
+    ) -> None:  # fmt: skip
         self.folder = folder
         self.device = device
-        self._files = [] if device.type == "meta" else _weight_files(folder, file)
+        self.reads_headers = reads_headers
+        self._is_blind = device.type == "meta" and not reads_headers
+        self._files = [] if self._is_blind else _weight_files(folder, file)
         self._where: dict[str, tuple[Path, str]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         for path in self._files:
             self._list(path, prefixes)
 
     def has(self, name: str) -> bool:
-        """Whether a tensor is there and was not taken; always on the meta device."""
-        return self.device.type == "meta" or name in self._where
+        """Whether a tensor is there and was not taken; always where no file is opened."""
+        return self._is_blind or name in self._where
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a stored tensor, None where there is none of that name."""
@@ -56,10 +60,12 @@ class Checkpoint:
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """One tensor on the device in ``dtype``, of exactly this shape; raises ModelRejected naming it otherwise."""
-        if self.device.type == "meta":
+        if self._is_blind:
             return torch.empty(shape, device="meta", dtype=dtype)
         self.expect(name, shape)
         path, stored = self._where.pop(name)
+        if self.device.type == "meta":
+            return torch.empty(shape, device="meta", dtype=dtype)
         with _opened(path, self.folder) as tensors:
             found = torch.empty(shape, dtype=dtype, device=self.device)
             return found.copy_(tensors.get_tensor(stored))  # the mapped pages go with the file

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from embedmux.server.adapters.directory import read_adapter
-from embedmux.server.backbones.check import model_targets
+from embedmux.server.backbones.targets import model_targets
 from embedmux.server.cli import console
 from embedmux.server.errors import AdapterRejected, InvalidRequest
 from embedmux.server.models import find_model

@@ -37,7 +37,7 @@ def examine(model: str) -> Iterator[Finding]:
 
 
 def _weights(folder: Path) -> Iterator[Finding]:
-    check: Any = importlib.import_module("embedmux.server.backbones.check")  # which imports torch
+    check: Any = importlib.import_module("embedmux.server.check")  # which imports torch
     try:
         num_tensors = check.check(folder)
     except EmbedmuxError as error:
@@ -45,9 +45,7 @@ def _weights(folder: Path) -> Iterator[Finding]:
         fix = f"embedmux convert {folder} makes model.safetensors of {PICKLED}" if is_pickled else ""
         yield Finding("weights", "fault", str(error), fix)
         return
-    yield Finding(
-        "weights", "ok", f"{num_tensors} tensors in whole files; the linears' shapes are those of config.json"
-    )
+    yield Finding("weights", "ok", f"{num_tensors} tensors in whole files, all in place and of config.json's shapes")
 
 
 def _adapters(folder: Path, contract: Contract) -> Iterator[Finding]:
@@ -55,8 +53,8 @@ def _adapters(folder: Path, contract: Contract) -> Iterator[Finding]:
     if contract.adapters is None:
         return
     directory: Any = importlib.import_module("embedmux.server.adapters.directory")
-    check: Any = importlib.import_module("embedmux.server.backbones.check")
-    targets = check.model_targets(folder)
+    backbones: Any = importlib.import_module("embedmux.server.backbones.targets")
+    targets = backbones.model_targets(folder)
     for path in directory.list_adapter_folders(contract.adapters):
         try:
             adapter = directory.read_adapter(path, targets, root=contract.adapters)

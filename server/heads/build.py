@@ -142,5 +142,8 @@ class _Reader:
         return self._checkpoint.take(f"{name}.bias", (out,)) if has_bias else None
 
     def _open(self, folder: Path, file: str) -> Checkpoint:
-        self._files.append(Checkpoint(folder, prefixes=(), device=self._checkpoint.device, file=file))
+        checkpoint = self._checkpoint
+        self._files.append(
+            Checkpoint(folder, prefixes=(), device=checkpoint.device, file=file, reads_headers=checkpoint.reads_headers)
+        )
         return self._files[-1]

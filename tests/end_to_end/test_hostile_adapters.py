@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from embedmux.client.blocking import Client
 from embedmux.client.texts import Text
 from embedmux.proto import adapters_pb2
-from embedmux.server.backbones.check import model_targets
+from embedmux.server.backbones.targets import model_targets
 from embedmux.server.errors import AdapterConflict, AdapterRejected, InvalidRequest, NotFound
 
 HOSTILE = runpy.run_path(str(Path(__file__).parents[1] / "hostile" / "adapters.py"))

@@ -11,9 +11,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from embedmux.server.backbones import bert
-from embedmux.server.backbones.check import check, model_targets
+from embedmux.server.backbones.targets import model_targets
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.bridge.local import LocalEngine
+from embedmux.server.check import check
 from embedmux.server.config import EngineConfig, ModelConfig
 from embedmux.server.errors import ModelRejected
 from embedmux.server.models import find_model
@@ -70,18 +71,23 @@ def test_a_file_that_was_cut_off_is_refused_by_its_name(folder: Path, share: flo
             lambda t: t.update({QUERY: torch.zeros(32, 31)}),
             rf"tensor '{QUERY}' is \[32, 31\], config.json says \[32, 32\]",
         ),
+        (
+            lambda t: t.update({"embeddings.LayerNorm.weight": torch.ones(31)}),
+            r"tensor 'embeddings.LayerNorm.weight' is \[31\], config.json says \[32\]",
+        ),
         (lambda t: t.update({"odd.one": torch.zeros(1)}), r"1 tensors are unknown, first \['odd.one'\]"),
         (lambda t: t.update({f"bert.{QUERY}": torch.zeros(32, 32)}), f"tensor '{QUERY}' is stored twice"),
         (lambda t: t.update({QUERY: torch.zeros(32, 32, dtype=torch.int8)}), f"tensor '{QUERY}' has dtype I8"),
     ],
-    ids=["missing", "shape", "unknown", "twice", "dtype"],
+    ids=["missing", "shape", "norm", "unknown", "twice", "dtype"],
 )
 def test_a_tensor_out_of_place_is_refused_by_its_name(
     folder: Path, edit: Callable[[Tensors], object], message: str
 ) -> None:
     edited(folder, edit)
-    with pytest.raises(ModelRejected, match=message):
-        load(folder)
+    for read in (load, check):
+        with pytest.raises(ModelRejected, match=message):
+            read(folder)
 
 
 def test_shards_are_read_and_a_missing_one_is_named(folder: Path) -> None:
