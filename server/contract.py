@@ -129,6 +129,7 @@ class Contract:
     needs_task: bool = False
     dense_modules: tuple[str, ...] = ()
     projections: str | None = None
+    vocabulary: int | None = None  # rows of the token embedding: a tokenizer may know ids beyond it
     norms_before_cut: bool = False  # smaller sizes are cut behind a layer norm without weights over the full vector
 
     @property

@@ -57,6 +57,7 @@ def read(folder: Path) -> Reading:
         beginning=evidence.tokens.require(family.beginning) if family.beginning else None,
         ending=evidence.tokens.require(family.ending) if family.ending else None,
         dense_modules=tuple(module.folder for module in dense),
+        vocabulary=evidence.config.get("vocab_size") and evidence.config.integer("vocab_size"),
     )
     _check_lower_case(evidence)
     contract = family.complete(evidence, contract)

@@ -62,6 +62,13 @@ class Pointwise:
         before = fill(rule.before, instruction=instruction, query=question.query)
         frames = [Frame(before, text, rule.after or "") for text in question.documents.values()]
         self._admission.check_total((frame.num_characters for frame in frames), "documents")
+        # Before any document is read with it: what stands before them all is the query's fault, not each document's.
+        asked = await self._tokenizer.run(len(before), lambda _: self._tokenizer.num_prefix_tokens(before))
+        if asked >= self._tokenizer.max_tokens:
+            raise InvalidRequest(
+                f"the query has {asked} tokens with its instruction and frame, the model reads "
+                f"{self._tokenizer.max_tokens} with a document; shorten it"
+            )
         if question.echoes:
             scored.rendered = {at: frame.rendered for at, frame in zip(question.documents, frames, strict=True)}
         return await self._tokenizer.encode(frames, question.truncate)

@@ -44,7 +44,7 @@ class PairReader:
                 "shorten it, or set truncate to END or START"
             )
         kept = _cut(asked, limit, truncate)
-        return [self._join(kept, len(asked), encoded.ids, truncate) for encoded in read]
+        return [self._tokenizer.known(self._join(kept, len(asked), encoded.ids, truncate)) for encoded in read]
 
     def render(self, query: str, document: str) -> str:
         """What the model reads, with the special tokens written out."""

@@ -45,6 +45,8 @@ class Tokenizer:
         self.library.no_padding()
         self.library.no_truncation()
         self.max_tokens = contract.max_tokens
+        self._vocabulary = contract.vocabulary or 0
+        self._has_strangers = 0 < self._vocabulary <= max(self.library.get_vocab().values(), default=0)
         if (found := specials.of_one(self.library)) is None:
             raise ModelRejected(f"model {folder.name!r}: tokenizer.json has no tokens for plain letters and digits")
         self._specials = found
@@ -71,7 +73,7 @@ class Tokenizer:
         prefixes = {prefix: self._prefix(prefix) for prefix in {frame.prefix for frame in frames}}
         read = self.read([frame.rendered for frame in frames], stop)
         return [
-            self._fit(frame, encoded, prefixes[frame.prefix], truncate)
+            self.known(self._fit(frame, encoded, prefixes[frame.prefix], truncate))
             for frame, encoded in zip(frames, read, strict=True)
         ]
 
@@ -93,6 +95,20 @@ class Tokenizer:
             if self._is_closed or (stop is not None and stop.is_set()):
                 raise Cancelled("nobody waits for these texts")
             yield from self.library.encode_batch_fast(chunk, add_special_tokens=adds_specials)
+
+    def known(self, tokens: Tokens | InvalidRequest) -> Tokens | InvalidRequest:
+        """The tokens, or an error where one of them has no row in the model's table."""
+        if not self._has_strangers or isinstance(tokens, InvalidRequest) or max(tokens.ids) < self._vocabulary:
+            return tokens
+        stranger = next(token for token in tokens.ids if token >= self._vocabulary)
+        return InvalidRequest(
+            f"the text has the token {self.library.id_to_token(stranger)!r} with id {stranger}, the model's table ends "
+            f"at {self._vocabulary - 1}; leave it out"
+        )
+
+    def num_prefix_tokens(self, prefix: str) -> int:
+        """Tokens of a prefix read alone, with the special tokens that stand before it."""
+        return len(self._prefix(prefix))
 
     def pieces(self, ids: list[int]) -> list[str]:
         """The vocabulary entry of every id."""

@@ -140,6 +140,12 @@ async def test_the_template_s_front_is_shared_by_all_documents(tokenizer_folder:
         assert text.shared == len(alone) - 1 and text.ids[: text.shared] == alone[:-1]
 
 
+async def test_a_query_that_leaves_no_room_is_refused_once_and_by_its_name(tokenizer_folder: Folder) -> None:
+    for truncate in Truncate:
+        with pytest.raises(InvalidRequest, match=r"the query has \d+ tokens with its instruction .* reads 400"):
+            await make(tokenizer_folder("bytes"), QWEN).rerank(job("moon " * 500, truncate=truncate))
+
+
 async def test_an_instruction_takes_the_default_s_place(tokenizer_folder: Folder) -> None:
     found = await make(tokenizer_folder("bytes"), QWEN).rerank(job(instruction="{query} only", echoes=True))
     assert found.rendered[0].startswith("<|im_start|>judge\n<Instruct>: {query} only\n<Query>: how do tides work\n")

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from embedmux.server.contract import Contract
 from embedmux.server.errors import InvalidRequest, ModelRejected
 from embedmux.server.records import Pooling, Tokens, Truncate
+from embedmux.server.text.frames import Frame
 from embedmux.server.text.pairs import PairReader
 from embedmux.server.text.tokenizer import Tokenizer
 
@@ -41,6 +42,20 @@ def test_pairs_equal_transformers(tokenizer_folder: Folder, kind: str, truncate:
         assert tokens.original == len(library(QUERY, document)["input_ids"])
         types = [int(bool(tokens.second) and at >= tokens.second) for at in range(len(tokens.ids))]
         assert types == wanted["token_type_ids"]
+
+
+def test_a_token_without_a_row_in_the_model_is_refused_alone(tokenizer_folder: Folder) -> None:
+    folder = tokenizer_folder("bytes")
+    found = Tokenizer(folder, Contract("test", "bert", 64, Pooling.CLS, (8,)))
+    stranger = found.library.token_to_id("z")
+    known = [token for token in map(found.library.token_to_id, "abcdefgh") if token is not None and token < stranger]
+    assert known
+    small = Tokenizer(folder, Contract("test", "bert", 64, Pooling.CLS, (8,), vocabulary=stranger))
+    good, bad = small.encode_now([Frame("", "a"), Frame("", "z")], Truncate.NONE)
+    assert isinstance(good, Tokens) and isinstance(bad, InvalidRequest)
+    assert f"with id {stranger}, the model's table ends at {stranger - 1}" in str(bad)
+    pairs = PairReader(small, max_tokens=64, max_query_share=0.75).encode_now("a", ["b", "z"], Truncate.NONE)
+    assert [isinstance(pair, Tokens) for pair in pairs] == [True, False]
 
 
 def test_types_begin_with_the_document_where_the_tokenizer_has_them(tokenizer_folder: Folder) -> None:
