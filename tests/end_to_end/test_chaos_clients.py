@@ -184,7 +184,10 @@ def test_what_misses_its_deadline_is_not_computed(server: Served, wanted: NDArra
 
 
 def test_memory_is_flat_over_rounds_of_everything(bfloat16_server: Served) -> None:
-    """After three rounds of warming up, six more may not add 24 MiB to the front nor to the engine."""
+    """Six more rounds may not add 24 MiB to the most that the front or the engine held in three rounds of warming up.
+
+    The most, since the heap breathes: what a batch needed for its activations is given back now and then.
+    """
     engine = bfloat16_server.engine()
     assert engine is not None
     processes = [psutil.Process(bfloat16_server.process.pid), engine]
@@ -211,5 +214,5 @@ def test_memory_is_flat_over_rounds_of_everything(bfloat16_server: Served) -> No
             list(pool.map(work, range(4)))
             client.unload_adapter("passing")
             used.append([process.memory_info().rss / MEBIBYTE for process in processes])
-    growth = np.array(used[8]) - np.array(used[2])
+    growth = np.max(used[6:], axis=0) - np.max(used[:3], axis=0)
     assert (growth < 24).all(), f"MiB of front and engine by round: {np.round(used).tolist()}"
