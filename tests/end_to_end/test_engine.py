@@ -31,14 +31,14 @@ class Leases:
         self.out = 0
         self._lock = threading.Lock()
 
-    def lease(self, handle: int) -> int:
+    def lease(self, model: int, handle: int) -> int:
         if handle == UNLOADED:
             raise NotFound("it was unloaded")
         with self._lock:
             self.out += 1
         return handle
 
-    def release(self, handle: int) -> None:
+    def release(self, model: int, handle: int) -> None:
         with self._lock:
             self.out -= 1
 
@@ -63,6 +63,8 @@ class Bench:
             output=OUTPUT,
             deadline=deadline,
             out=memoryview(bytearray(len(values))),
+            shared=np.zeros(len(values), dtype=np.int32),
+            second=np.zeros(len(values), dtype=np.int32),
         )
         self.engine.submit(job, lambda _: answered.set())
         return job, answered
