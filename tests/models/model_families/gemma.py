@@ -235,7 +235,7 @@ MUTANTS: dict[str, Callable[[Path], None]] = {
     "causal": edit_config(lambda config: config.update(use_bidirectional_attention=False)),
     "scaled by the head size": edit_config(_scale_by_head_size),
     "activation": edit_config(lambda config: config.update(hidden_activation="silu")),
-    "epsilon": edit_config(lambda config: config.update(rms_norm_eps=1e-2)),
+    "epsilon": edit_config(lambda config: config.update(rms_norm_eps=1.0)),
     "norms without one": _edit(_forget_one),
     "embedding without scale": _edit(_forget_scale),
     "swapped gate halves": _swap("gate_proj", "up_proj"),
