@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from harness.report import Report
 from model_families import ALL
-from model_families.checks import DOCUMENTS, LEAST_SCORE_CHANGE, QUERIES, TEXTS, cosines, mutate
+from model_families.checks import LEAST_SCORE_CHANGE, QUERIES, cosines, mutate, outputs_of
 from model_families.family import Family, Reference, Vectors
 from model_families.samples import queries_of, texts_of
 from model_families.served import Served
@@ -148,6 +148,8 @@ def in_turns(family: Family, model: Served | Reference, texts: list[str]) -> Vec
     found: list[Vectors] = [np.empty(0)] * len(texts)
     for turn, (task, role) in enumerate(ways):
         chosen = range(turn, len(texts), len(ways))
+        if not chosen:
+            continue
         rows = model.embed([texts[index] for index in chosen], task=task, role=role)
         for index, row in zip(chosen, rows, strict=True):
             found[index] = row
@@ -185,10 +187,10 @@ def hunt(family: Family, folder: Path, root: Path) -> list[tuple[str, bool]]:
 
 
 def sample(family: Family, model: Served | Reference) -> Vectors:
-    """Vectors, or scores, of a few texts."""
-    if family.kind == "reranker":
-        return np.concatenate([np.asarray(model.score(query, DOCUMENTS)) for query in QUERIES])
-    return in_turns(family, model, [*QUERIES, "Hello, world!"] if "dense" not in family.outputs else TEXTS)
+    """Vectors of a few texts under every task and role, or scores."""
+    if family.kind == "reranker" or "dense" in family.outputs:
+        return np.concatenate(outputs_of(family, model))  # type: ignore[arg-type]
+    return in_turns(family, model, [*QUERIES, "Hello, world!"])
 
 
 def is_another(family: Family, found: Vectors, wanted: Vectors) -> bool:
