@@ -25,6 +25,7 @@ NUM_TEXTS, LONGEST = 60, 580
 PROMPT_ROOM = 60  # tokens that a prompt, special tokens and a last word in pieces may take of a model's limit
 NUM_DOCUMENTS, LONGEST_DOCUMENT = 30, 400
 EQUAL, HALF_EQUAL, SCORE_ERROR, DIFFERENT = 0.99999, 0.999, 1e-4, 0.999
+LONG_DOCUMENTS = texts_of(4, seed=6, longest=150)
 NO_SCORE = 1e9  # the error of a reranker that gave no scores
 # In half an hour one full size of each architecture; LONG=1 takes them all.
 FULL = (
@@ -141,9 +142,12 @@ def in_turns(family: Family, model: Served | Reference, texts: list[str]) -> Vec
     """Vectors of the texts, which take turns with the family's tasks and roles; token vectors end to end if there are
     no others."""
     if "dense" not in family.outputs:
-        rows = [model.tokens(texts, role) if isinstance(model, Served) else [model.tokens(text, role) for text in texts]
-                for role in family.roles if role is not None]  # fmt: skip
-        return np.concatenate([row for side in rows for row in side])
+        rows = []
+        for role in (role for role in family.roles if role is not None):
+            # Queries are of 32 tokens; only a document is wider than a window.
+            side = texts if role == "query" else [*texts, *LONG_DOCUMENTS]
+            rows += model.tokens(side, role) if isinstance(model, Served) else [model.tokens(t, role) for t in side]
+        return np.concatenate(rows)
     ways = [(task, role) for task in family.tasks for role in family.roles]
     found: list[Vectors] = [np.empty(0)] * len(texts)
     for turn, (task, role) in enumerate(ways):
