@@ -57,11 +57,16 @@ def read(folder: Path) -> Reading:
         beginning=evidence.tokens.require(family.beginning) if family.beginning else None,
         ending=evidence.tokens.require(family.ending) if family.ending else None,
         dense_modules=tuple(module.folder for module in dense),
-        vocabulary=evidence.config.get("vocab_size") and evidence.config.integer("vocab_size"),
+        vocabulary=_vocabulary(evidence),
     )
     _check_lower_case(evidence)
     contract = family.complete(evidence, contract)
     return Reading(contract, recognised, _prompts_from(evidence, family), tuple(notes_on(evidence, contract)))
+
+
+def _vocabulary(evidence: Evidence) -> int | None:
+    """Rows of the token embedding, where config.json says it."""
+    return evidence.config.integer("vocab_size") if evidence.config.get("vocab_size") is not None else None
 
 
 def _max_tokens(evidence: Evidence, family: Family) -> int:
