@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 import time
@@ -71,6 +72,7 @@ def parity_figures(report: Report, *, is_long: bool) -> None:
             family.build(folder, "full", 2)
             found[family.name].append(tried(family, folder, dtypes=("float32", "bfloat16")))
             shutil.rmtree(folder)
+            gc.collect()  # references of several gigabytes that hold themselves
             print(f"{family.name} at full size: {time.monotonic() - started:.0f} s", flush=True)
     every = [one for ones in found.values() for one in ones]
     for one in every:

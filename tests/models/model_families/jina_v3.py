@@ -6,7 +6,6 @@ JinaEmbeddingsV3Model on the sum.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ class JinaReference:
         self.config = read_json(folder / "config.json")
         self.tokenizer = read_tokenizer(folder)
         self.mode = flagged_mode(folder)
-        self.model = functools.cache(self._load)
+        self._held: tuple[str | None, JinaEmbeddingsV3Model] | None = None
 
     def token_ids(self, text: str, *, task: str | None = None, role: Role | None = None) -> list[int]:
         """<s> prompt text </s>; the prompt is the task's."""
@@ -57,7 +56,7 @@ class JinaReference:
     def embed(self, texts: list[str], *, task: str | None = None, role: Role | None = None) -> Vectors:
         """[n, hidden] float64."""
         adaptation = adaptation_of(task, role)
-        model, rows = self.model(adaptation), []
+        model, rows = self._model(adaptation), []
         for text in texts:
             ids = torch.tensor([self.token_ids(text, task=task, role=role)])
             with torch.inference_mode():
@@ -65,8 +64,12 @@ class JinaReference:
             rows.append(torch.nn.functional.normalize(vector, dim=0).numpy())
         return np.stack(rows)
 
-    def _load(self, adaptation: str | None) -> JinaEmbeddingsV3Model:
-        return build_model(self.config, renamed(self._weights(adaptation)))
+    def _model(self, adaptation: str | None) -> JinaEmbeddingsV3Model:
+        """The model of the latest task alone is kept: at full size one takes 4.6 GB."""
+        if self._held is None or self._held[0] != adaptation:
+            self._held = None
+            self._held = adaptation, build_model(self.config, renamed(self._weights(adaptation)))
+        return self._held[1]
 
     def _weights(self, adaptation: str | None) -> dict[str, torch.Tensor]:
         """Sums of weights and updates, by the original name."""
@@ -77,7 +80,7 @@ class JinaReference:
         for name, tensor in tensors.items():
             if ".lora_" not in name:
                 plain = name.replace(f"{STACKED}.original", ".weight")
-                found[plain] = tensor + factor * updates[plain] if plain in updates else tensor
+                found[plain] = tensor.add_(updates[plain], alpha=factor) if plain in updates else tensor
         return found
 
     def _updates(self, tensors: dict[str, torch.Tensor], adaptation: str) -> dict[str, torch.Tensor]:
