@@ -47,8 +47,9 @@ $(VENV)/.installed: $(VENV)/.base pyproject.toml setup.py $(wildcard csrc/*.cpp 
 	$(PIP) --no-build-isolation -e ".[parquet]"
 	touch $@
 
+# The extension is in place by then: only dependencies are added.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --no-build-isolation -e ".[parquet,train,dev]"
+	EMBEDMUX_NO_EXT=1 $(PIP) --no-build-isolation -e ".[parquet,train,dev]"
 	mkdir -p .links && ln -sfn .. .links/embedmux
 	touch $@
 

@@ -80,6 +80,19 @@ void check_num_keys(const at::Tensor& num_keys, const at::Tensor& offsets, int64
   }
 }
 
+void check_asked(const at::Tensor& asked, const at::Tensor& offsets) {
+  check_rank(asked, "asked", 1);
+  check_dtype(asked, "asked", at::kLong);
+  check_contiguous(asked, "asked");
+  check_size(asked, "asked", 0, offsets.numel() - 1);
+  const int32_t* ends = offsets.const_data_ptr<int32_t>();
+  const int64_t* rows = asked.const_data_ptr<int64_t>();
+  for (int64_t s = 0; s < asked.numel(); ++s) {
+    TORCH_CHECK(ends[s] == ends[s + 1] || (rows[s] >= ends[s] && rows[s] < ends[s + 1]),
+                "asked must be a row of sequence ", s, ", ", ends[s], " .. ", ends[s + 1] - 1, ", got ", rows[s]);
+  }
+}
+
 void check_arguments(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& offsets,
                      int64_t window, double scale) {
   check_rank(q, "q", 3);
@@ -131,7 +144,7 @@ View view_of(const at::Tensor& tensor) {
 
 // Fills `chunks`; returns the number of scores of one query head.
 int64_t list_work(const at::Tensor& offsets, const Prefix& prefix, const std::optional<at::Tensor>& num_keys,
-                  int chunk_rows, std::vector<Chunk>& chunks) {
+                  const std::optional<at::Tensor>& asked, int chunk_rows, std::vector<Chunk>& chunks) {
   const int32_t* ends = offsets.const_data_ptr<int32_t>();
   int64_t scores = 0;
   for (int64_t s = 0; s + 1 < offsets.numel(); ++s) {
@@ -144,6 +157,14 @@ int64_t list_work(const at::Tensor& offsets, const Prefix& prefix, const std::op
       chunk.length += chunk.prefix;
     }
     chunk.keys = num_keys.has_value() ? chunk.prefix + num_keys->const_data_ptr<int32_t>()[s] : chunk.length;
+    if (asked.has_value()) {
+      if (chunk.length == chunk.prefix) continue;
+      chunk.first = static_cast<int>(asked->const_data_ptr<int64_t>()[s] - chunk.own);
+      chunk.rows = 1;
+      scores += chunk.keys;
+      chunks.push_back(chunk);
+      continue;
+    }
     scores += static_cast<int64_t>(chunk.length - chunk.prefix) * chunk.keys;
     for (chunk.first = chunk.prefix; chunk.first < chunk.length; chunk.first += chunk_rows) {
       chunk.rows = std::min(chunk_rows, chunk.length - chunk.first);
@@ -156,11 +177,13 @@ int64_t list_work(const at::Tensor& offsets, const Prefix& prefix, const std::op
 at::Tensor attention_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& offsets,
                          bool causal, int64_t window, double scale, const std::optional<at::Tensor>& prefix_k,
                          const std::optional<at::Tensor>& prefix_v, const std::optional<at::Tensor>& prefix_offsets,
-                         const std::optional<at::Tensor>& prefix_of, const std::optional<at::Tensor>& num_keys) {
+                         const std::optional<at::Tensor>& prefix_of, const std::optional<at::Tensor>& num_keys,
+                         const std::optional<at::Tensor>& asked) {
   check_arguments(q, k, v, offsets, window, scale);
   const Prefix prefix(prefix_k, prefix_v, prefix_offsets, prefix_of);
   if (prefix.given()) check_prefix(prefix, q, k, offsets.numel() - 1);
   if (num_keys.has_value()) check_num_keys(*num_keys, offsets, window);
+  if (asked.has_value()) check_asked(*asked, offsets);
   at::Tensor out = at::empty(q.sizes(), q.options());
   if (out.numel() == 0) return out;
   constexpr double kLog2E = 1.4426950408889634;
@@ -181,7 +204,7 @@ at::Tensor attention_cpu(const at::Tensor& q, const at::Tensor& k, const at::Ten
 
   const int chunk_rows = std::max(1, kChunkRows / kRows / problem.groups) * kRows;
   std::vector<Chunk> chunks;
-  const int64_t scores = list_work(offsets, prefix, num_keys, chunk_rows, chunks) * q.size(1);
+  const int64_t scores = list_work(offsets, prefix, num_keys, asked, chunk_rows, chunks) * q.size(1);
 
   // Pieces differ in size by orders of magnitude, so the threads take them one by one; but neighbouring heads lie side
   // by side in memory, so a piece has as many of them as leave enough pieces.

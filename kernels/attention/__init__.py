@@ -19,6 +19,9 @@ num_keys [n] int32 says how many of a sequence's own first tokens are keys, at l
 as a ColBERT query's mask tokens do. None: all of them. With a window each of those behind must still reach a key: there
 are at most ``window`` of them.
 
+asked [n] int64 names one row of q of each sequence whose result is wanted, as the last layer of a model that pools one
+token does; the other rows of the result are undefined. That of an empty sequence is not read. None: all are wanted.
+
 Position i sees position j of its sequence if j <= i (causal) and |i - j| <= window (window >= 0; -1: no limit). scale
 is above 0 and below 1e6, usually D ** -0.5.
 
@@ -28,7 +31,7 @@ Gimelshein 2018, FlashAttention). A NaN or infinity stays in its own sequence.
 
 A row's bits depend on its own sequence and prefix only, not on what it is packed with and not on the number of threads.
 
-On CUDA the values of offsets, prefix_offsets and prefix_of are not checked, since that would wait for the device.
+On CUDA the values of offsets, prefix_offsets, prefix_of and asked are not checked: that would wait for the device.
 offsets[n] may there be less than T, as in a batch padded to a fixed size: the rows behind it stay undefined.
 
 ``reference.py`` is the definition, ``csrc/attention*.cpp`` the CPU kernel, ``cuda.py`` the Triton kernel.
@@ -42,7 +45,8 @@ from embedmux.kernels.library import define
 
 SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, Tensor offsets, bool causal, int window, float scale, Tensor? prefix_k=None, "
-    "Tensor? prefix_v=None, Tensor? prefix_offsets=None, Tensor? prefix_of=None, Tensor? num_keys=None) -> Tensor"
+    "Tensor? prefix_v=None, Tensor? prefix_offsets=None, Tensor? prefix_of=None, Tensor? num_keys=None, "
+    "Tensor? asked=None) -> Tensor"
 )
 
 
@@ -55,6 +59,7 @@ def check(
     scale: float,
     prefix: tuple[torch.Tensor | None, ...],
     num_keys: torch.Tensor | None = None,
+    asked: torch.Tensor | None = None,
 ) -> None:
     """Refuses what can be told from shapes, dtypes and plain numbers; ``prefix`` is the four arguments of prefixes."""
     if q.dim() != 3 or q.size(2) % 8 != 0 or not 16 <= q.size(2) <= 256:
@@ -78,11 +83,13 @@ def check(
         checks.value_error("scale", scale, "above 0 and below 1e6")
     if prefix != (None, None, None, None):
         _check_prefix(k, offsets.size(0) - 1, *prefix)
-    if num_keys is not None:
-        if num_keys.dtype != torch.int32:
-            checks.dtype_error("num_keys", num_keys, "torch.int32")
-        if num_keys.dim() != 1 or num_keys.size(0) != offsets.size(0) - 1:
-            checks.shape_error("num_keys", num_keys, f"[n] with n = {offsets.size(0) - 1} sequences")
+    for name, given, dtype in (("num_keys", num_keys, torch.int32), ("asked", asked, torch.int64)):
+        if given is None:
+            continue
+        if given.dtype != dtype:
+            checks.dtype_error(name, given, str(dtype))
+        if given.dim() != 1 or given.size(0) != offsets.size(0) - 1:
+            checks.shape_error(name, given, f"[n] with n = {offsets.size(0) - 1} sequences")
 
 
 def _check_prefix(
@@ -130,6 +137,16 @@ def _checked_keys(num_keys: torch.Tensor | None, offsets: torch.Tensor, window: 
     return keys
 
 
+def _check_asked(asked: torch.Tensor | None, offsets: torch.Tensor) -> None:
+    """The reference computes every row, but is as strict as those that do not."""
+    if asked is None:
+        return
+    edges = offsets.tolist()
+    for s, row in enumerate(asked.tolist()):
+        if edges[s] != edges[s + 1] and not edges[s] <= row < edges[s + 1]:
+            checks.value_error("asked", row, f"a row of sequence {s}, {edges[s]} .. {edges[s + 1] - 1}")
+
+
 def _reference(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -143,10 +160,12 @@ def _reference(
     prefix_offsets: torch.Tensor | None = None,
     prefix_of: torch.Tensor | None = None,
     num_keys: torch.Tensor | None = None,
+    asked: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    check(q, k, v, offsets, window, scale, (prefix_k, prefix_v, prefix_offsets, prefix_of), num_keys)
+    check(q, k, v, offsets, window, scale, (prefix_k, prefix_v, prefix_offsets, prefix_of), num_keys, asked)
     _check_edges("offsets", offsets, q.size(0))
     keys = _checked_keys(num_keys, offsets, window)
+    _check_asked(asked, offsets)
     if prefix_k is None or prefix_v is None or prefix_offsets is None or prefix_of is None:
         return reference.attention(q, k, v, offsets, causal, window, scale, keys)
     _check_edges("prefix_offsets", prefix_offsets, prefix_k.size(0))
@@ -172,8 +191,9 @@ def _fake(
     prefix_offsets: torch.Tensor | None = None,
     prefix_of: torch.Tensor | None = None,
     num_keys: torch.Tensor | None = None,
+    asked: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    check(q, k, v, offsets, window, scale, (prefix_k, prefix_v, prefix_offsets, prefix_of), num_keys)
+    check(q, k, v, offsets, window, scale, (prefix_k, prefix_v, prefix_offsets, prefix_of), num_keys, asked)
     return q.new_empty(q.size())
 
 

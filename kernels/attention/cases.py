@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-# q, k, v, offsets, causal, window, scale; with prefixes the four arguments for them; with num_keys these five
+# q, k, v, offsets, causal, window, scale; then four arguments of prefixes, num_keys and asked, where a case has them
 Arguments = tuple[Any, ...]
 
 
@@ -15,7 +15,8 @@ class Case:
     """lengths holds the tokens of each sequence; fused makes q, k and v views of one [T, (Hq + 2 Hkv) D] matrix.
 
     prefixes holds the tokens of each shared prefix and prefix_of each sequence's; both empty: no prefixes. num_keys
-    holds how many tokens of each sequence are keys; empty: all.
+    holds how many tokens of each sequence are keys; empty: all. asked holds the row wanted of each sequence, counted
+    within it; empty: all rows. The others are undefined, so such a case is compiled but not compared.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Case:
     prefixes: tuple[int, ...] = ()
     prefix_of: tuple[int, ...] = ()
     num_keys: tuple[int, ...] = ()
+    asked: tuple[int, ...] = ()
 
     @property
     def flops(self) -> int:
@@ -44,12 +46,17 @@ def make_inputs(case: Case, seed: int) -> Arguments:
     generator = torch.Generator().manual_seed(seed)
     q, k, v = _projections(case, sum(case.lengths), (case.heads, case.key_heads, case.key_heads), generator)
     base = q, k, v, _offsets(case.lengths), case.causal, case.window, case.depth**-0.5
-    limits = (torch.tensor(case.num_keys, dtype=torch.int32),) if case.num_keys else ()
-    if not case.prefix_of:
-        return (*base, None, None, None, None, *limits) if limits else base
-    prefix_k, prefix_v = _projections(case, sum(case.prefixes), (case.key_heads, case.key_heads), generator)
-    prefix_of = torch.tensor(case.prefix_of, dtype=torch.int32)
-    return *base, prefix_k, prefix_v, _offsets(case.prefixes), prefix_of, *limits
+    more: list[torch.Tensor | None] = [None] * 6
+    if case.prefix_of:
+        more[:2] = _projections(case, sum(case.prefixes), (case.key_heads, case.key_heads), generator)
+        more[2:4] = _offsets(case.prefixes), torch.tensor(case.prefix_of, dtype=torch.int32)
+    if case.num_keys:
+        more[4] = torch.tensor(case.num_keys, dtype=torch.int32)
+    if case.asked:
+        more[5] = base[3][:-1] + torch.tensor(case.asked)
+    while more and more[-1] is None:
+        more.pop()
+    return *base, *more
 
 
 def _projections(case: Case, rows: int, heads: tuple[int, ...], generator: torch.Generator) -> list[torch.Tensor]:
@@ -178,6 +185,8 @@ COMPILE_CASES: tuple[Case, ...] = tuple(
         ("compile_12x32_prefix", (12, 12, 32, False, -1, True, (40,), (0,) * 16)),
         ("compile_16of8x128_prefix", (16, 8, 128, True, -1, True, (512,), (0,) * 16)),
         ("compile_12x32_few_keys", (12, 12, 32, False, -1, True, (), (), (20,) * 16)),
+        ("compile_12x64_asked", (12, 12, 64, False, -1, True, (), (), (), (0,) * 16)),
+        ("compile_16of8x128_asked", (16, 8, 128, True, -1, True, (512,), (0,) * 16, (), (127,) * 16)),
     )
     for dtype in (torch.bfloat16, torch.float16, torch.float32)
 )

@@ -135,17 +135,22 @@ def walk_part(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["n", "window"])  # type: ignore[untyped-decorator]
 def attend(  # type: ignore[no-untyped-def]
-    q, k, v, out, offsets, prefix_k, prefix_v, prefix_offsets, prefix_of, num_keys, n, window, scale,
+    q, k, v, out, offsets, prefix_k, prefix_v, prefix_offsets, prefix_of, num_keys, asked, n, window, scale,
     q_token, q_head, k_token, k_head, v_token, v_head, out_token, prefix_k_token, prefix_k_head, prefix_v_token,
     prefix_v_head, D: tl.constexpr, BD: tl.constexpr, GROUP: tl.constexpr, PACK: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, PREFIXED: tl.constexpr, LIMITED: tl.constexpr,
+    ASKED: tl.constexpr,
 ):  # fmt: skip
-    """Strides in elements; a tile holds BM / PACK positions of PACK query heads."""
+    """Strides in elements; a tile holds BM / PACK positions of PACK query heads. With ASKED only one of a sequence's
+    tiles is computed, whole."""
     sequence, tile = find_tile(offsets, n, tl.program_id(0), BM // PACK)
     if sequence >= n:
         return
     begin = tl.load(offsets + sequence)
     length = tl.load(offsets + sequence + 1) - begin
+    if ASKED:  # noqa: SIM102 - known at compilation: without it nothing is loaded
+        if (tl.load(asked + sequence) - begin) // (BM // PACK) != tile:
+            return
     low = tile * (BM // PACK)
     row = tl.arange(0, BM)
     place = low + row // PACK
@@ -217,15 +222,19 @@ def attention(
     prefix_offsets: torch.Tensor | None = None,
     prefix_of: torch.Tensor | None = None,
     num_keys: torch.Tensor | None = None,
+    asked: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The op on CUDA; see the contract."""
-    check(q, k, v, offsets, window, scale, (prefix_k, prefix_v, prefix_offsets, prefix_of), num_keys)
+    check(q, k, v, offsets, window, scale, (prefix_k, prefix_v, prefix_offsets, prefix_of), num_keys, asked)
     if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"q must be float32, float16 or bfloat16, got {q.dtype}")
     for name, tensor in (("q", q), ("k", k), ("v", v), ("prefix_k", prefix_k), ("prefix_v", prefix_v)):
         if tensor is not None and tensor.stride(2) != 1 and tensor.numel() > 0:
             raise ValueError(f"{name} must be contiguous in its last dimension, got strides {tensor.stride()}")
-    integers = {"offsets": offsets, "prefix_offsets": prefix_offsets, "prefix_of": prefix_of, "num_keys": num_keys}
+    integers = {
+        "offsets": offsets, "prefix_offsets": prefix_offsets, "prefix_of": prefix_of, "num_keys": num_keys,
+        "asked": asked,
+    }  # fmt: skip
     for name, tensor in integers.items():
         if tensor is not None and tensor.stride(0) != 1 and tensor.numel() > 1:
             raise ValueError(f"{name} must be contiguous, got stride {tensor.stride(0)}")
@@ -240,10 +249,10 @@ def attention(
     )
     launch(
         attend, (triton.cdiv(rows, tiles["BM"] // pack) + n if rows else 0, heads // pack),
-        q, k, v, out, offsets, prefix_k, prefix_v, prefix_offsets, prefix_of, num_keys, n,
+        q, k, v, out, offsets, prefix_k, prefix_v, prefix_offsets, prefix_of, num_keys, asked, n,
         min(window, NO_WINDOW),
         scale * LOG2_E, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], out.stride(0), *prefix_strides,
         D=depth, BD=padded, GROUP=group, PACK=pack, CAUSAL=causal, WINDOWED=window >= 0,
-        PREFIXED=prefix_of is not None, LIMITED=num_keys is not None, **tiles,
+        PREFIXED=prefix_of is not None, LIMITED=num_keys is not None, ASKED=asked is not None, **tiles,
     )  # fmt: skip
     return out

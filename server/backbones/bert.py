@@ -150,7 +150,7 @@ class _Layer:
     def __call__(self, states: torch.Tensor, batch: Batch, *, is_last: bool = False) -> torch.Tensor:
         """states [T, hidden] -> [T, hidden], of the pooled rows alone in the last layer."""
         segments = batch.segments
-        context = self.attend(*split_heads(self.qkv(states, segments), **self.heads), batch)
+        context = self.attend(*split_heads(self.qkv(states, segments), **self.heads), batch, is_last=is_last)
         if is_last and batch.pooled is not None:
             context, states = keep_pooled(batch.pooled, context, states)
             segments = batch.pooled.segments

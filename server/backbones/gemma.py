@@ -175,7 +175,7 @@ class _Layer:
             num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads, head_size=shape.head_size,
         )  # fmt: skip
         q, k = self.rotary(q, k, batch.positions, self.q_norm, self.k_norm, shape.norm_eps)
-        context = self.attend(q, k, v, batch)
+        context = self.attend(q, k, v, batch, is_last=is_last)
         if is_last and batch.pooled is not None:
             context, residual = keep_pooled(batch.pooled, context, residual)
             segments = batch.pooled.segments

@@ -164,7 +164,7 @@ class _Layer:
         segments = batch.segments
         q, k, v = split_heads(self.qkv(states, segments), **self.heads)
         q, k = self.rotary(q, k, batch.positions)
-        context = self.attend(q, k, v, batch)
+        context = self.attend(q, k, v, batch, is_last=is_last)
         if is_last and batch.pooled is not None:
             context, states = keep_pooled(batch.pooled, context, states)
             segments = batch.pooled.segments

@@ -133,8 +133,11 @@ class Attention:
         """``window``: a token sees those at most this far away; -1 is no limit."""
         self.layer, self.causal, self.window, self.scale = layer, causal, window, scale
 
-    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """q [T, Hq, D], k and v [T, Hkv, D] -> [T, Hq * D]."""
+    def __call__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch, *, is_last: bool = False
+    ) -> torch.Tensor:
+        """q [T, Hq, D], k and v [T, Hkv, D] -> [T, Hq * D]; in the last layer pooled rows alone are defined."""
+        asked = batch.pooled.rows if is_last and batch.pooled is not None else None
         prefix: tuple[torch.Tensor | None, ...] = (None, None, None, None)
         if (shared := batch.prefixes) is not None:
             keys, values = shared.keys[self.layer], shared.values[self.layer]
@@ -142,7 +145,7 @@ class Attention:
             values.index_copy_(0, shared.target, v.index_select(0, shared.source))
             prefix = (keys, values, shared.offsets, shared.of)
         context: torch.Tensor = torch.ops.embedmux.attention(
-            q, k, v, batch.offsets, self.causal, self.window, self.scale, *prefix, batch.num_keys
+            q, k, v, batch.offsets, self.causal, self.window, self.scale, *prefix, batch.num_keys, asked
         )
         return context.view(q.shape[0], -1)
 

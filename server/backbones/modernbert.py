@@ -166,7 +166,7 @@ class _Layer:
         normed, residual = self.attention_norm(states, residual) if self.attention_norm else (states, states)
         q, k, v = split_heads(self.qkv(normed, segments), **self.heads)
         q, k = self.rotary(q, k, batch.positions)
-        context = self.attend(q, k, v, batch)
+        context = self.attend(q, k, v, batch, is_last=is_last)
         if is_last and batch.pooled is not None:
             context, residual = keep_pooled(batch.pooled, context, residual)
             segments = batch.pooled.segments

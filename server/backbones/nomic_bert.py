@@ -159,7 +159,7 @@ class _Layer:
         """states [T, hidden] -> [T, hidden], of the pooled rows alone in the last layer."""
         segments = batch.segments
         q, k, v = split_heads(self.qkv(states, segments), **self.heads)
-        context = self.attend(*self.rotary(q, k, batch.positions), v, batch)
+        context = self.attend(*self.rotary(q, k, batch.positions), v, batch, is_last=is_last)
         if is_last and batch.pooled is not None:
             context, states = keep_pooled(batch.pooled, context, states)
             segments = batch.pooled.segments

@@ -68,6 +68,24 @@ def test_sequence_with_a_prefix_has_the_bits_of_the_whole_sequence(
 
 
 @COMPILED
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
+@pytest.mark.parametrize(("causal", "window"), ((False, -1), (True, -1), (False, 40)))
+@pytest.mark.parametrize("prefixed", (False, True))
+def test_a_row_that_is_asked_for_alone_has_the_bits_it_has_among_all(
+    isa: str, dtype: torch.dtype, causal: bool, window: int, prefixed: bool
+) -> None:
+    lengths = (*LENGTHS, 0)
+    shared = {"prefixes": PREFIXES, "prefix_of": (*PREFIX_OF, 1)} if prefixed else {}
+    found = arguments(dtype, lengths, causal=causal, window=window, **shared)
+    whole = ops.attention(*found)
+    prefix = found[7:] or (None,) * 4
+    ends = found[3].long()
+    for rows in (ends[:-1], ends[1:] - 1, ends[:-1] + (torch.rand(len(lengths)) * ends.diff()).long()):
+        alone = ops.attention(*found[:7], *prefix, None, rows)
+        assert torch.equal(alone[rows[:-1]], whole[rows[:-1]])
+
+
+@COMPILED
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_tokens_that_are_no_keys_change_nobody_and_read_the_others(isa: str, dtype: torch.dtype) -> None:
     count = (9, 300, 40)
@@ -192,11 +210,16 @@ WITH_PREFIX = arguments(torch.float32, (3, 5), prefixes=(4, 2), prefix_of=(1, -1
         ({"num_keys": torch.tensor([3], dtype=torch.int32)}, "num_keys must"),
         ({"num_keys": torch.tensor([3, 6], dtype=torch.int32)}, "num_keys must be from 1 to"),
         ({"num_keys": torch.tensor([0, 5], dtype=torch.int32)}, "num_keys must be from 1 to"),
+        ({"asked": torch.tensor([0, 3], dtype=torch.int32)}, "asked must be"),
+        ({"asked": torch.tensor([0])}, "asked must"),
+        ({"asked": torch.tensor([3, 4])}, "asked must be a row of sequence 0, 0 .. 2, got 3"),
+        ({"asked": torch.tensor([0, 2])}, "asked must be a row of sequence 1, 3 .. 7, got 2"),
+        ({"asked": torch.tensor([-1, 4])}, "asked must be a row of sequence 0, 0 .. 2, got -1"),
     ],
 )
-def test_prefixes_outside_the_contract_are_refused(changes: dict[str, Any], message: str) -> None:
-    names = ("prefix_k", "prefix_v", "prefix_offsets", "prefix_of", "num_keys")
-    values = {**dict(zip(names[:4], WITH_PREFIX[7:], strict=True)), **changes}
+def test_optional_arguments_outside_the_contract_are_refused(changes: dict[str, Any], message: str) -> None:
+    names = ("prefix_k", "prefix_v", "prefix_offsets", "prefix_of")
+    values = {**dict(zip(names, WITH_PREFIX[7:], strict=True)), **changes}
     for kernel in (ops.attention, ops.attention.reference):
         with pytest.raises((ValueError, TypeError, RuntimeError), match=re.escape(message)):
             kernel(*WITH_PREFIX[:7], **values)

@@ -54,6 +54,17 @@ def test_sequence_has_the_same_bits_wherever_it_is_cut_into_prefix_and_tail(
         assert torch.equal(found, whole[tail])
 
 
+@pytest.mark.parametrize("fields", ({"heads": 6}, {"causal": True, "window": 30}, PREFIXES))
+def test_a_row_that_is_asked_for_alone_has_the_bits_it_has_among_all(fields: dict[str, Any]) -> None:
+    found = arguments(**fields)
+    whole, ends = ops.attention.triton(*found), found[3].long()
+    prefix = found[7:] or (None,) * 4
+    for rows in (ends[:-1], ends[1:] - 1, ends[:-1] + (torch.rand(len(LENGTHS)) * ends.diff()).long()):
+        alone = ops.attention.triton(*found[:7], *prefix, None, rows)
+        wanted = rows[ends.diff() > 0]
+        assert torch.equal(alone[wanted], whole[wanted])
+
+
 def test_padding_of_rows_and_sequences_changes_nothing() -> None:
     q, k, v, offsets, causal, window, scale, *prefix = arguments(**PREFIXES)
     expected = ops.attention.triton(q, k, v, offsets, causal, window, scale, *prefix)
