@@ -56,7 +56,7 @@ class JinaReference:
     def embed(self, texts: list[str], *, task: str | None = None, role: Role | None = None) -> Vectors:
         """[n, hidden] float64."""
         adaptation = adaptation_of(task, role)
-        model, rows = self._model(adaptation), []
+        model, rows = self.model(adaptation), []
         for text in texts:
             ids = torch.tensor([self.token_ids(text, task=task, role=role)])
             with torch.inference_mode():
@@ -64,7 +64,7 @@ class JinaReference:
             rows.append(torch.nn.functional.normalize(vector, dim=0).numpy())
         return np.stack(rows)
 
-    def _model(self, adaptation: str | None) -> JinaEmbeddingsV3Model:
+    def model(self, adaptation: str | None) -> JinaEmbeddingsV3Model:
         """The model of the latest task alone is kept: at full size one takes 4.6 GB."""
         if self._held is None or self._held[0] != adaptation:
             self._held = None
