@@ -132,7 +132,7 @@ def test_a_full_queue_refuses_with_a_time_to_wait_and_answers_what_it_took(
 
 
 def test_a_reader_that_does_not_read_fills_its_window_only(server: Served, wanted: NDArray[Any]) -> None:
-    total, padding = 400, "x" * (64 << 10)
+    total, padding = 800, "x" * (64 << 10)
     sent = 0
 
     def requests() -> Iterator[embed_pb2.EmbedRequest]:
