@@ -157,17 +157,14 @@ int64_t list_work(const at::Tensor& offsets, const Prefix& prefix, const std::op
       chunk.length += chunk.prefix;
     }
     chunk.keys = num_keys.has_value() ? chunk.prefix + num_keys->const_data_ptr<int32_t>()[s] : chunk.length;
-    if (asked.has_value()) {
-      if (chunk.length == chunk.prefix) continue;
-      chunk.first = static_cast<int>(asked->const_data_ptr<int64_t>()[s] - chunk.own);
-      chunk.rows = 1;
-      scores += chunk.keys;
-      chunks.push_back(chunk);
-      continue;
+    int first = chunk.prefix, end = chunk.length;
+    if (asked.has_value() && first < end) {
+      first = static_cast<int>(asked->const_data_ptr<int64_t>()[s] - chunk.own);
+      end = first + 1;
     }
-    scores += static_cast<int64_t>(chunk.length - chunk.prefix) * chunk.keys;
-    for (chunk.first = chunk.prefix; chunk.first < chunk.length; chunk.first += chunk_rows) {
-      chunk.rows = std::min(chunk_rows, chunk.length - chunk.first);
+    scores += static_cast<int64_t>(end - first) * chunk.keys;
+    for (chunk.first = first; chunk.first < end; chunk.first += chunk_rows) {
+      chunk.rows = std::min(chunk_rows, end - chunk.first);
       chunks.push_back(chunk);
     }
   }
