@@ -79,7 +79,7 @@ void run(const at::Tensor& x, const at::Tensor& out) {
                         out.size(1)};
     constexpr auto kernel = kernel_for<G, T, Level>();
     const int64_t grain = std::max<int64_t>(1, kElementsPerThread / out.size(1));
-    at::parallel_for(0, x.size(0), grain, [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
+    parallel_for(0, x.size(0), grain, [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
   });
 }
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "attention_problem.h"
+#include "ops.h"
 #include "simd.h"
 #include "tensors.h"
 
@@ -171,6 +172,8 @@ int64_t list_work(const at::Tensor& offsets, const Prefix& prefix, const std::op
   return scores;
 }
 
+}  // namespace
+
 at::Tensor attention_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& offsets,
                          bool causal, int64_t window, double scale, const std::optional<at::Tensor>& prefix_k,
                          const std::optional<at::Tensor>& prefix_v, const std::optional<at::Tensor>& prefix_offsets,
@@ -226,11 +229,10 @@ at::Tensor attention_cpu(const at::Tensor& q, const at::Tensor& k, const at::Ten
     }
     kernels.leave();
   };
-  at::parallel_for(0, threads, 1, work);
+  parallel_for(0, threads, 1, work);
   return out;
 }
 
-}  // namespace
 }  // namespace embedmux
 
 TORCH_LIBRARY_IMPL(embedmux, CPU, library) { library.impl("attention", &embedmux::attention_cpu); }

@@ -11,34 +11,13 @@ namespace embedmux {
 
 #ifdef EMBEDMUX_X86
 
-namespace {
-
-constexpr int64_t kTaskBytes =
-    1024 * 1024;                    // rows of a task in tiles, at most: half of the second-level cache of such a core
-constexpr int64_t kTaskRows = 256;  // leaves the second-level cache room for the output and an adapter's factors
-constexpr int64_t kTaskPanels = 8;  // fewer panels a task would gather x and compute A x too often
-
-struct HeldTiles {
-  HeldTiles() { acquire_tiles(); }
-  ~HeldTiles() { release_tiles(); }
-};
-
-TaskGrid cut(const LoraCall& call, int64_t steps) {
-  const int64_t cached_rows = kTaskBytes / (steps * kTileDepth * 2) / kBlockRows * kBlockRows;
-  // A gated product walks its panels in pairs, gate and up.
-  return cut_tasks(call.rows, divide_up(call.columns, kPanelColumns), std::clamp(cached_rows, kBlockRows, kTaskRows),
-                   kBlockRows, kTaskPanels, call.is_gated ? 2 : 1);
-}
-
-}  // namespace
-
 at::Tensor pack_weight_bf16_amx(const at::Tensor& weight) {
   const int64_t columns = weight.size(0), inner = weight.size(1);
   const int64_t panels = divide_up(columns, kPanelColumns), steps = divide_up(inner, kTileDepth);
   const at::Tensor packed = at::empty({panels, steps, 2, kTileRows, kTileDepth}, weight.options());
   const auto* source = reinterpret_cast<const uint16_t*>(weight.const_data_ptr<at::BFloat16>());
   auto* target = reinterpret_cast<uint16_t*>(packed.mutable_data_ptr<at::BFloat16>());
-  at::parallel_for(0, panels * 2, 2, [&](int64_t first, int64_t last) {
+  parallel_for(0, panels * 2, 2, [&](int64_t first, int64_t last) {
     for (int64_t half = first; half < last; ++half) {
       for (int64_t step = 0; step < steps; ++step) {
         transpose_to_pairs(source + half * kTileRows * inner + step * kTileDepth, inner, columns - half * kTileRows,
@@ -63,6 +42,11 @@ void check_weight_bf16_amx(const at::Tensor& packed, const LoraCall& call) {
 
 bool can_multiply_bf16_amx(const LoraCall& call) { return !call.is_gated || call.columns % (2 * kPanelColumns) == 0; }
 
+Product make_product(const LoraCall& call, const at::Tensor& packed, const Affine* affines) {
+  return {call, reinterpret_cast<const uint16_t*>(packed.const_data_ptr<at::BFloat16>()), affines,
+          divide_up(call.inner, kTileDepth), call.is_gated ? call.columns / 2 / kPanelColumns : 0};
+}
+
 void lora_matmul_bf16_amx(const LoraCall& call, const at::Tensor& x, const at::Tensor& packed,
                           const at::Tensor& output) {
   const auto bits = [](const at::Tensor& tensor) {
@@ -75,20 +59,16 @@ void lora_matmul_bf16_amx(const LoraCall& call, const at::Tensor& x, const at::T
       std::fill(affines.begin() + segment.first_row, affines.begin() + segment.last_row, segment.affine);
     }
   }
-  const Product product{call,
-                        bits(x),
-                        bits(packed),
-                        affines.empty() ? nullptr : affines.data(),
-                        reinterpret_cast<uint16_t*>(output.mutable_data_ptr<at::BFloat16>()),
-                        divide_up(call.inner, kTileDepth),
-                        call.is_gated ? call.columns / 2 / kPanelColumns : 0};
-  const TaskGrid grid = cut(call, product.steps);
-  at::parallel_for(0, grid.num_tasks(), 1, [&](int64_t first, int64_t last) {
+  const Product product = make_product(call, packed, affines.empty() ? nullptr : affines.data());
+  const TaskGrid grid = cut_amx_tasks(product, call.rows, at::get_num_threads());
+  auto* results = reinterpret_cast<uint16_t*>(output.mutable_data_ptr<at::BFloat16>());
+  parallel_for(0, grid.num_tasks(), 1, [&](int64_t first, int64_t last) {
     const HeldTiles tiles;
-    for (int64_t task = first; task < last; ++task) {
-      const int64_t row = task / grid.panel_tasks * grid.rows, panel = task % grid.panel_tasks * grid.panels;
-      run_amx_task(product, row, std::min(call.rows, row + grid.rows), panel,
-                   std::min(grid.all_panels, panel + grid.panels));
+    for (int64_t index = first; index < last; ++index) {
+      const AmxTask task = amx_task(grid, index, call.rows);
+      run_amx_task(
+          product, task,
+          {bits(x) + task.first_row * call.inner, false, results + task.first_row * call.output_columns(), false});
     }
   });
 }

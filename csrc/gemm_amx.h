@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include "gemm_amx_kernel.h"
 #include "lora_segments.h"
 
 namespace embedmux {
@@ -23,5 +24,10 @@ bool can_multiply_bf16_amx(const LoraCall& call);
 // is none anywhere, and every row has the call's bias.
 void lora_matmul_bf16_amx(const LoraCall& call, const at::Tensor& x, const at::Tensor& packed,
                           const at::Tensor& output);
+
+#ifdef EMBEDMUX_X86
+// For run_amx_task: the product of a call whose segments and base bias are set.
+Product make_product(const LoraCall& call, const at::Tensor& packed, const Affine* affines);
+#endif
 
 }  // namespace embedmux

@@ -16,6 +16,10 @@ namespace embedmux {
 namespace {
 
 constexpr int64_t kBlockElements = kBlockRows * kPanelColumns;  // of sums
+constexpr int64_t kTaskBytes =
+    1024 * 1024;                    // rows of a task in tiles, at most: half of the second-level cache of such a core
+constexpr int64_t kTaskRows = 256;  // leaves the second-level cache room for the output and an adapter's factors
+constexpr int64_t kTaskPanels = 8;  // fewer panels a task would gather x and compute A x too often
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
@@ -33,9 +37,9 @@ struct Pending {
   int64_t column = 0;  // the first of the panel
   int64_t up_column = 0;
   uint16_t* output = nullptr;
-  int64_t output_columns = 0;  // of its rows
-  __mmask32 mask = 0;          // of the panel's columns that exist
-  __m512 bias[4];              // of the panel's two halves and, in a gated product, of those of up
+  int64_t stride = 0;  // of the output's rows
+  __mmask32 mask = 0;  // of the panel's columns that exist
+  __m512 bias[4];      // of the panel's two halves and, in a gated product, of those of up
 };
 
 // How a row is finished; the kernel is built for each.
@@ -50,13 +54,13 @@ struct Finish {
   }
 
   EMBEDMUX_AMX static inline void row(const Pending& pending, int64_t row) {
-    __m512 left = activate<16, A>(shift(pending, row, 0, pending.column));
-    __m512 right = activate<16, A>(shift(pending, row, 1, pending.column));
+    __m512 left = activate<16, A, true>(shift(pending, row, 0, pending.column));
+    __m512 right = activate<16, A, true>(shift(pending, row, 1, pending.column));
     if (IsGated) {
       left = _mm512_mul_ps(left, shift(pending, row, 2, pending.up_column));
       right = _mm512_mul_ps(right, shift(pending, row, 3, pending.up_column));
     }
-    _mm512_mask_storeu_epi16(pending.output + row * pending.output_columns, pending.mask,
+    _mm512_mask_storeu_epi16(pending.output + row * pending.stride, pending.mask,
                              (__m512i)_mm512_cvtne2ps_pbh(right, left));
   }
 };
@@ -146,12 +150,18 @@ EMBEDMUX_AMX void multiply_block(const uint16_t* rows, int64_t steps, const Pane
   settle_memory();
 }
 
-// Rows from first_row, in tiles, by the panels at places [first_place, last_place): a group of panels at a time, in it
-// block by block, so that the group's weights come from memory once and the output is written along its rows.
+// Where the results of a task go: from one block, panel and row to the next, in elements.
+struct Target {
+  uint16_t* start;
+  int64_t block, panel, row;
+};
+
+// The task's rows, in tiles, by its panels: a group of panels at a time, in it block by block, so that the group's
+// weights come from memory once and the output is written along its rows.
 template <typename Finish>
-EMBEDMUX_AMX void run_groups(const Product& product, int64_t first_row, int64_t last_row, int64_t first_place,
-                             int64_t last_place, const uint16_t* rows, const std::vector<LowRank>& parts,
-                             int64_t group) {
+EMBEDMUX_AMX void run_groups(const Product& product, const AmxTask& task, const uint16_t* rows, const Target& target,
+                             const std::vector<LowRank>& parts, int64_t group) {
+  const auto [first_row, last_row, first_place, last_place] = task;
   const LoraCall& call = product.call;
   const int64_t block_elements = product.steps * kStepElements;
   const int64_t blocks = divide_up(last_row - first_row, kBlockRows);
@@ -189,8 +199,8 @@ EMBEDMUX_AMX void run_groups(const Product& product, int64_t first_row, int64_t 
                    count,
                    output_column,
                    column,
-                   product.output + row * call.output_columns() + output_column,
-                   call.output_columns(),
+                   target.start + block * target.block + output_column / kPanelColumns * target.panel,
+                   target.row,
                    low_bits(call.columns - column),
                    {_mm512_loadu_ps(bias + output_column), _mm512_loadu_ps(bias + output_column + 16),
                     _mm512_loadu_ps(bias + column), _mm512_loadu_ps(bias + column + 16)}};
@@ -234,18 +244,31 @@ EMBEDMUX_AMX void acquire_tiles() {
 
 EMBEDMUX_AMX void release_tiles() { _tile_release(); }
 
-EMBEDMUX_AMX void run_amx_task(const Product& product, int64_t first_row, int64_t last_row, int64_t first_place,
-                               int64_t last_place) {
+TaskGrid cut_amx_tasks(const Product& product, int64_t rows, int64_t threads) {
+  const LoraCall& call = product.call;
+  const int64_t cached_rows = kTaskBytes / (product.steps * kTileDepth * 2) / kBlockRows * kBlockRows;
+  // A gated product walks its panels in pairs, gate and up.
+  return cut_tasks(rows, divide_up(call.columns, kPanelColumns), std::clamp(cached_rows, kBlockRows, kTaskRows),
+                   kBlockRows, kTaskPanels, call.is_gated ? 2 : 1, threads);
+}
+
+EMBEDMUX_AMX void run_amx_task(const Product& product, const AmxTask& task, const AmxRows& given) {
   static thread_local Scratch<uint16_t> row_scratch;
   static thread_local LowRankScratch scratch;
-  const int64_t blocks = divide_up(last_row - first_row, kBlockRows);
-  std::vector<LowRank> parts = find_parts(product, first_row, last_row, scratch);
-  uint16_t* rows = row_scratch.reserve(blocks * product.steps * kStepElements);
-  gather_rows(product.x, product.call.inner, first_row, last_row, product.steps, rows);
+  std::vector<LowRank> parts = find_parts(product, task.first_row, task.last_row, scratch);
+  const uint16_t* rows = given.x;
+  if (!given.x_in_tiles) {
+    uint16_t* gathered = row_scratch.reserve(row_tiles_elements(task.last_row - task.first_row, product.steps));
+    gather_rows(given.x, product.call.inner, task.last_row - task.first_row, product.steps, gathered);
+    rows = gathered;
+  }
   settle_memory();
   shrink_parts(product, parts, rows, scratch);
-  const int64_t group = place_groups(product, last_place - first_place, parts, scratch);
-  choose_groups(product)(product, first_row, last_row, first_place, last_place, rows, parts, group);
+  const int64_t group = place_groups(product, task.last_place - task.first_place, parts, scratch);
+  const int64_t columns = product.call.output_columns();
+  const Target target = given.output_in_tiles ? Target{given.output, columns * kBlockRows, kStepElements, kTileDepth}
+                                              : Target{given.output, columns * kBlockRows, kPanelColumns, columns};
+  choose_groups(product)(product, task, rows, target, parts, group);
 }
 
 }  // namespace embedmux

@@ -12,8 +12,41 @@ namespace embedmux {
 void acquire_tiles();
 void release_tiles();
 
-// Rows [first_row, last_row) by the panels at places [first_place, last_place), on a thread that holds the tiles.
-void run_amx_task(const Product& product, int64_t first_row, int64_t last_row, int64_t first_place, int64_t last_place);
+struct HeldTiles {
+  HeldTiles() { acquire_tiles(); }
+  ~HeldTiles() { release_tiles(); }
+};
+
+// Rows by panels that one thread computes, the panels as places of the order in which they are walked.
+struct AmxTask {
+  int64_t first_row, last_row;
+  int64_t first_place, last_place;
+};
+
+// Where x and the results lie, in elements from a task's first row: as rows, or as the row tiles that another product
+// reads (gather_rows). Row tiles of results are whole: their columns are a multiple of 32.
+struct AmxRows {
+  const uint16_t* x;
+  bool x_in_tiles;
+  uint16_t* output;
+  bool output_in_tiles;
+};
+
+// One task, on a thread that holds the tiles.
+void run_amx_task(const Product& product, const AmxTask& task, const AmxRows& rows);
+
+// How a product of `rows` rows is cut for so many threads.
+TaskGrid cut_amx_tasks(const Product& product, int64_t rows, int64_t threads);
+
+inline AmxTask amx_task(const TaskGrid& grid, int64_t index, int64_t rows) {
+  const int64_t row = index / grid.panel_tasks * grid.rows, place = index % grid.panel_tasks * grid.panels;
+  return {row, std::min(rows, row + grid.rows), place, std::min(grid.all_panels, place + grid.panels)};
+}
+
+// Elements of `rows` rows as row tiles of `steps` steps.
+inline int64_t row_tiles_elements(int64_t rows, int64_t steps) {
+  return divide_up(rows, kBlockRows) * steps * kStepElements;
+}
 
 }  // namespace embedmux
 

@@ -10,14 +10,13 @@
 
 namespace embedmux {
 
+// What a product is, whatever rows it is computed for; they count from the call's first.
 struct Product {
   const LoraCall& call;
-  const uint16_t* x;
   const uint16_t* packed;
   const Affine* affines;  // [rows], or null if no row has a scale
-  uint16_t* output;
-  int64_t steps;        // along K
-  int64_t half_panels;  // of a gated product, else 0
+  int64_t steps;          // along K
+  int64_t half_panels;    // of a gated product, else 0
 
   // The panel at a place of the order in which they are walked: a gated product takes gate and up in turn.
   int64_t panel(int64_t place) const { return half_panels == 0 ? place : place / 2 + place % 2 * half_panels; }

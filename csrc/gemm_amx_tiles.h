@@ -64,13 +64,12 @@ EMBEDMUX_AMX inline void transpose_to_pairs(const uint16_t* source, int64_t stri
   }
 }
 
-// Rows [first, last) of x as row tiles: blocks of 32 rows, in a block steps along K, in a step two tiles. The missing
+// `rows` rows of x as row tiles: blocks of 32 rows, in a block steps along K, in a step two tiles. The missing
 // rows of the last block and the missing depth of the last step become zero.
-EMBEDMUX_AMX inline void gather_rows(const uint16_t* x, int64_t inner, int64_t first, int64_t last, int64_t steps,
-                                     uint16_t* tiles) {
-  for (int64_t row = 0; row < (last - first + 31) / 32 * 32; ++row) {
-    const bool exists = row < last - first;
-    const uint16_t* source = x + (first + (exists ? row : 0)) * inner;
+EMBEDMUX_AMX inline void gather_rows(const uint16_t* x, int64_t inner, int64_t rows, int64_t steps, uint16_t* tiles) {
+  for (int64_t row = 0; row < round_up(rows, kBlockRows); ++row) {
+    const bool exists = row < rows;
+    const uint16_t* source = x + (exists ? row : 0) * inner;
     uint16_t* target = tiles + row / 32 * steps * kStepElements + row % 32 * kTileDepth;
     for (int64_t step = 0; step < steps; ++step) {
       const __mmask32 mask = exists ? low_bits(inner - step * kTileDepth) : 0;

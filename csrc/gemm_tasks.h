@@ -2,11 +2,12 @@
 // either.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <c10/core/impl/alloc_cpu.h>
 
 #include <algorithm>
 #include <cstdint>
+
+#include "threads.h"
 
 namespace embedmux {
 
@@ -24,8 +25,7 @@ struct TaskGrid {
 // A task has at most `most_rows` rows, a multiple of block_rows, and a multiple of panel_step panels; for the sake of
 // more tasks it is not cut below least_panels.
 inline TaskGrid cut_tasks(int64_t rows, int64_t all_panels, int64_t most_rows, int64_t block_rows, int64_t least_panels,
-                          int64_t panel_step) {
-  const int64_t threads = at::get_num_threads();
+                          int64_t panel_step, int64_t threads = at::get_num_threads()) {
   int64_t row_tasks = divide_up(rows, most_rows);
   if (row_tasks > threads) row_tasks = round_up(row_tasks, threads);
   int64_t panel_tasks = 1;

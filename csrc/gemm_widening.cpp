@@ -106,7 +106,7 @@ at::Tensor pack_weight_widening(const at::Tensor& weight) {
   const at::Tensor packed = at::empty({panels, inner, kWideningColumns}, weight.options());
   const auto* source = static_cast<const uint16_t*>(weight.const_data_ptr());
   auto* target = static_cast<uint16_t*>(packed.mutable_data_ptr());
-  at::parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
+  parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
     for (int64_t panel = first; panel < last; ++panel) {
       uint16_t* place = target + panel * inner * kWideningColumns;
       for (int64_t step = 0; step < inner; step += kPackDepth) {
@@ -144,7 +144,7 @@ void multiply_widening(const LoraCall& call, const at::Tensor& x, const at::Tens
   const int64_t cached_rows = kTaskBytes / (round_up(call.inner, kWideningDepth) * sizeof(float));
   const int64_t most_rows = std::clamp(cached_rows / kWideningRows * kWideningRows, kWideningRows, kTaskRows);
   const TaskGrid grid = cut_tasks(call.rows, divide_up(call.columns, kWideningColumns), most_rows, kWideningRows, 1, 1);
-  at::parallel_for(0, grid.num_tasks(), 1, [&](int64_t first, int64_t last) {
+  parallel_for(0, grid.num_tasks(), 1, [&](int64_t first, int64_t last) {
     for (int64_t task = first; task < last; ++task) {
       const int64_t row = task / grid.panel_tasks * grid.rows, panel = task % grid.panel_tasks * grid.panels;
       run_task(kernel, product, row, std::min(call.rows, row + grid.rows), panel,

@@ -64,19 +64,24 @@ void check_override(int64_t offset, const char* what, int64_t slot, int64_t slic
 
 }  // namespace
 
-void check_lora_tensors(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                        const at::Tensor& arena, const at::Tensor& adapters, const at::Tensor& segment_offsets,
-                        const at::Tensor& segment_slots, at::IntArrayRef slices,
-                        const std::optional<at::Tensor>& overrides, const std::optional<at::Tensor>& columns) {
+LoraRows read_rows(const at::Tensor& x) {
   const at::ScalarType type = x.scalar_type();
   TORCH_CHECK(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf,
               "x must be float32, bfloat16 or float16, got ", type);
   check_rank(x, "x", 2);
   check_contiguous(x, "x");
+  return {type, x.size(0), x.size(1)};
+}
+
+void check_lora_tensors(const LoraRows& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                        const at::Tensor& arena, const at::Tensor& adapters, const at::Tensor& segment_offsets,
+                        const at::Tensor& segment_slots, at::IntArrayRef slices,
+                        const std::optional<at::Tensor>& overrides, const std::optional<at::Tensor>& columns) {
+  const auto [type, rows, inner] = x;
   check_rank(weight, "weight", 2);
   check_dtype(weight, "weight", type);
-  check_size(weight, "weight", 1, x.size(1));
-  TORCH_CHECK(x.size(1) > 0 && weight.size(0) > 0, "x and weight must not be empty, got ", x.sizes(), " and ",
+  check_size(weight, "weight", 1, inner);
+  TORCH_CHECK(inner > 0 && weight.size(0) > 0, "x and weight must not be empty, got [", rows, ", ", inner, "] and ",
               weight.sizes());
   if (bias.has_value()) {
     check_rank(*bias, "bias", 1);
@@ -95,14 +100,14 @@ void check_lora_tensors(const at::Tensor& x, const at::Tensor& weight, const std
     check_dtype(*columns, "columns", at::kFloat);
     check_contiguous(*columns, "columns");
   }
-  check_offsets(segment_offsets, "segment_offsets", x.size(0));
+  check_offsets(segment_offsets, "segment_offsets", rows);
   check_rank(segment_slots, "segment_slots", 1);
   check_dtype(segment_slots, "segment_slots", at::kInt);
   check_contiguous(segment_slots, "segment_slots");
   check_size(segment_slots, "segment_slots", 0, segment_offsets.numel() - 1);
 }
 
-LoraCall read_call(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& arena, at::IntArrayRef slices,
+LoraCall read_call(const LoraRows& x, const at::Tensor& weight, const at::Tensor& arena, at::IntArrayRef slices,
                    std::string_view activation) {
   const int64_t columns = weight.size(0);
   std::vector<int64_t> starts = {0};
@@ -115,7 +120,7 @@ LoraCall read_call(const at::Tensor& x, const at::Tensor& weight, const at::Tens
   const NamedActivation found = find_activation(activation);
   TORCH_CHECK(!found.is_gated || (slices.size() == 2 && slices[0] == slices[1]),
               "slices must be two equal widths, gate and up, for ", activation, ", got ", slices);
-  return {x.size(0),        x.size(1),      columns, std::move(starts), {}, arena.const_data_ptr(),
+  return {x.rows,           x.inner,        columns, std::move(starts), {}, arena.const_data_ptr(),
           found.activation, found.is_gated, {}};
 }
 

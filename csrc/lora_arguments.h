@@ -7,14 +7,23 @@
 
 namespace embedmux {
 
-// The shapes, dtypes and layouts of all tensors but the packed weight.
-void check_lora_tensors(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+// The rows that a linear multiplies.
+struct LoraRows {
+  at::ScalarType type;
+  int64_t rows, inner;
+};
+
+// Checks x itself.
+LoraRows read_rows(const at::Tensor& x);
+
+// The shapes, dtypes and layouts of all other tensors but the packed weight.
+void check_lora_tensors(const LoraRows& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                         const at::Tensor& arena, const at::Tensor& adapters, const at::Tensor& segment_offsets,
                         const at::Tensor& segment_slots, at::IntArrayRef slices,
                         const std::optional<at::Tensor>& overrides, const std::optional<at::Tensor>& columns);
 
 // The call as far as it does not depend on segments; refuses unknown activations and slices that do not fit.
-LoraCall read_call(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& arena, at::IntArrayRef slices,
+LoraCall read_call(const LoraRows& x, const at::Tensor& weight, const at::Tensor& arena, at::IntArrayRef slices,
                    std::string_view activation);
 
 // Float vectors of a slot's columns, rounded up to whole panels; empty where it has neither scale nor bias.

@@ -247,7 +247,7 @@ void run(const LoraCall& call, const float* x, float* sums, void* output) {
       highest_rank = std::max(highest_rank, segment.slices[slice].rank);
     }
   }
-  at::parallel_for(0, call.rows, 16, [&](int64_t first, int64_t last) {
+  parallel_for(0, call.rows, 16, [&](int64_t first, int64_t last) {
     std::vector<float> down(kBlockRows * highest_rank);
     kernel(EpilogueArguments<Element>{call, x, sums, static_cast<Element*>(output), down.data()}, first, last);
   });

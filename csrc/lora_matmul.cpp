@@ -6,7 +6,6 @@
 // oneDNN's own bfloat16 product on AMX changes a row's bits with the number of rows.
 //
 // Rows of a slot with a merged weight are a product of their own: the same code, another weight.
-#include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <limits>
@@ -16,6 +15,7 @@
 #include "lora_arguments.h"
 #include "lora_epilogue.h"
 #include "lora_segments.h"
+#include "ops.h"
 #include "simd.h"
 #include "tensors.h"
 
@@ -132,13 +132,16 @@ at::Tensor multiply_unfused(const LoraCall& call, const at::Tensor& x, const at:
   return y;
 }
 
+}  // namespace
+
 at::Tensor lora_matmul(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                        const at::Tensor& arena, const at::Tensor& adapters, const at::Tensor& segment_offsets,
                        const at::Tensor& segment_slots, at::IntArrayRef slices, std::string_view activation,
                        const std::optional<at::Tensor>& packed, const std::optional<at::Tensor>& overrides,
                        const std::optional<at::Tensor>& columns) {
-  check_lora_tensors(x, weight, bias, arena, adapters, segment_offsets, segment_slots, slices, overrides, columns);
-  LoraCall call = read_call(x, weight, arena, slices, activation);
+  const LoraRows given = read_rows(x);
+  check_lora_tensors(given, weight, bias, arena, adapters, segment_offsets, segment_slots, slices, overrides, columns);
+  LoraCall call = read_call(given, weight, arena, slices, activation);
   const LoraSlots slots = read_slots(call, bias, arena, adapters, segment_slots, overrides, columns);
 
   at::AutoDispatchBelowADInplaceOrView no_autograd;
@@ -189,7 +192,6 @@ at::Tensor lora_matmul(const at::Tensor& x, const at::Tensor& weight, const std:
   return y;
 }
 
-}  // namespace
 }  // namespace embedmux
 
 TORCH_LIBRARY_IMPL(embedmux, CPU, library) {

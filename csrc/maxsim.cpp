@@ -175,25 +175,25 @@ at::Tensor maxsim_cpu(const at::Tensor& queries, const at::Tensor& query_offsets
   const Scorer scorer(rows_of(plain_queries), queries.size(0), rows_of(plain_documents));
   const int64_t products = std::max<int64_t>(1, scorer.num_panels() * kLanes * documents.size(1));
   // A thread takes the documents that begin among its tokens; those without tokens keep their minus infinity.
-  at::parallel_for(0, documents.size(0), std::max<int64_t>(1, kProductsPerThread / products),
-                   [&](int64_t begin, int64_t end) {
-                     std::vector<float> best(scorer.num_panels() * kLanes);
-                     std::vector<uint32_t> buffer;
-                     scorer.kernels().enter();
-                     for (int64_t document = std::lower_bound(starts, starts + num_documents, begin) - starts;
-                          document < num_documents && starts[document] < end; ++document) {
-                       if (starts[document] == starts[document + 1]) continue;
-                       std::fill(best.begin(), best.end(), -std::numeric_limits<float>::infinity());
-                       scorer.raise(starts[document], starts[document + 1], buffer, best.data());
-                       for (int64_t query = 0; query < num_queries; ++query) {
-                         double sum = 0.0;
-                         for (int32_t token = query_starts[query]; token < query_starts[query + 1]; ++token)
-                           sum += best[token];
-                         out[query * num_documents + document] = static_cast<float>(sum);
-                       }
-                     }
-                     scorer.kernels().leave();
-                   });
+  parallel_for(0, documents.size(0), std::max<int64_t>(1, kProductsPerThread / products),
+               [&](int64_t begin, int64_t end) {
+                 std::vector<float> best(scorer.num_panels() * kLanes);
+                 std::vector<uint32_t> buffer;
+                 scorer.kernels().enter();
+                 for (int64_t document = std::lower_bound(starts, starts + num_documents, begin) - starts;
+                      document < num_documents && starts[document] < end; ++document) {
+                   if (starts[document] == starts[document + 1]) continue;
+                   std::fill(best.begin(), best.end(), -std::numeric_limits<float>::infinity());
+                   scorer.raise(starts[document], starts[document + 1], buffer, best.data());
+                   for (int64_t query = 0; query < num_queries; ++query) {
+                     double sum = 0.0;
+                     for (int32_t token = query_starts[query]; token < query_starts[query + 1]; ++token)
+                       sum += best[token];
+                     out[query * num_documents + document] = static_cast<float>(sum);
+                   }
+                 }
+                 scorer.kernels().leave();
+               });
   return scores;
 }
 

@@ -2,6 +2,7 @@
 #include "norm.h"
 
 #include "norm_rows.h"
+#include "ops.h"
 
 namespace embedmux {
 namespace {
@@ -35,14 +36,14 @@ NormRows<T> rows_of(const NormTensors& tensors, double eps) {
           static_cast<float>(eps)};
 }
 
+}  // namespace
+
 at::Tensor add_layer_norm_cpu(const at::Tensor& x, const std::optional<at::Tensor>& residual, const at::Tensor& weight,
                               const std::optional<at::Tensor>& bias, double eps) {
   const NormTensors tensors = check_norm(x, residual, weight, bias, eps, false);
   run_norm(tensors, eps, NormKind::layer);
   return tensors.out;
 }
-
-}  // namespace
 
 NormTensors check_norm(const at::Tensor& x, const std::optional<at::Tensor>& residual, const at::Tensor& weight,
                        const std::optional<at::Tensor>& bias, double eps, bool wants_sum) {

@@ -163,7 +163,7 @@ template <NormKind Kind, typename T, Isa Level>
 void norm_rows(const NormRows<T>& rows, int64_t count) {
   constexpr int64_t kElementsPerThread = 16384;  // below this the work is done before a second thread has woken up
   constexpr auto kernel = norm_kernel<Kind, T, Level>();
-  at::parallel_for(0, count, std::max<int64_t>(1, kElementsPerThread / rows.width), [&](int64_t begin, int64_t end) {
+  parallel_for(0, count, std::max<int64_t>(1, kElementsPerThread / rows.width), [&](int64_t begin, int64_t end) {
     std::vector<float> buffer(rows.width + kNormChains * kNormLanes);
     kernel(rows, begin, end, buffer.data());
   });

@@ -26,7 +26,7 @@ void encode_all(const PackedRows<T>& rows, const Work& work, const at::Tensor& c
   auto* target = static_cast<uint8_t*>(codes.mutable_data_ptr());
   bool* flags = finite.mutable_data_ptr<bool>();
   const int64_t bytes = work.encoder.row_bytes();
-  at::parallel_for(0, codes.size(0), kSequencesPerThread, [&](int64_t begin, int64_t end) {
+  parallel_for(0, codes.size(0), kSequencesPerThread, [&](int64_t begin, int64_t end) {
     std::vector<float> vector(work.dimensions);
     std::vector<float> buffer(work.norm == nullptr ? 0 : work.norm->buffer_size());
     for (int64_t i = begin; i < end; ++i) {

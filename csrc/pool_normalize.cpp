@@ -12,7 +12,7 @@ void pool_all(const at::Tensor& hidden, const int32_t* offsets, Pooling pooling,
   const PackedRows<T> rows(hidden, at::Tensor());
   const int64_t width = out.size(1);
   float* target = out.mutable_data_ptr<float>();
-  at::parallel_for(0, out.size(0), kSequencesPerThread, [&](int64_t begin, int64_t end) {
+  parallel_for(0, out.size(0), kSequencesPerThread, [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s) {
       pool_rows(rows.sequence(offsets[s], offsets[s + 1], pooling), width, normalize, target + s * width);
     }

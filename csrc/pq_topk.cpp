@@ -229,7 +229,7 @@ std::tuple<at::Tensor, at::Tensor> pq_topk_cpu(const at::Tensor& tables, const a
   const int64_t part_rows = divide_up(divide_up(rows, row_parts), kBlockRows) * kBlockRows;
   std::vector<std::vector<Query>> found(groups * row_parts);
   std::atomic<int64_t> next{0};
-  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t thread = begin; thread < end; ++thread) {
       for (int64_t task = next++; task < groups * row_parts; task = next++) {
         const int64_t first_query = task / row_parts * kScanQueries;

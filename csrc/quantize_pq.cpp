@@ -102,12 +102,11 @@ at::Tensor quantize_pq_cpu(const at::Tensor& rows, const at::Tensor& codebooks) 
   const auto* source = plain.const_data_ptr<float>();
   const auto* books = centroids.const_data_ptr<float>();
   auto* target = codes.mutable_data_ptr<uint8_t>();
-  at::parallel_for(0, rows.size(0), std::max<int64_t>(1, kValuesPerThread / dimensions),
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t i = begin; i < end; ++i) {
-                       encode(source + i * dimensions, books, width, parts / 2, target + i * (parts / 2));
-                     }
-                   });
+  parallel_for(0, rows.size(0), std::max<int64_t>(1, kValuesPerThread / dimensions), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      encode(source + i * dimensions, books, width, parts / 2, target + i * (parts / 2));
+    }
+  });
   return codes;
 }
 
@@ -119,7 +118,7 @@ at::Tensor pack_pq(const at::Tensor& codes) {
   at::Tensor packed = at::empty({blocks, columns, kBlockRows}, codes.options());
   const Codes source{plain.const_data_ptr<uint8_t>(), columns};
   auto* target = packed.mutable_data_ptr<uint8_t>();
-  at::parallel_for(0, blocks, 64, [&](int64_t begin, int64_t end) {
+  parallel_for(0, blocks, 64, [&](int64_t begin, int64_t end) {
     pack_rows(source, begin * kBlockRows, std::min(rows, end * kBlockRows) - begin * kBlockRows,
               target + begin * kBlockRows * columns);
   });

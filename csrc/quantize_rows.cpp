@@ -21,7 +21,7 @@ at::Tensor quantize_rows_cpu(const at::Tensor& rows, c10::string_view encoding,
   auto* target = static_cast<uint8_t*>(out.mutable_data_ptr());
   const int64_t width = rows.size(1);
   const int64_t bytes = encoder.row_bytes();
-  at::parallel_for(0, rows.size(0), std::max<int64_t>(1, kElementsPerThread / width), [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows.size(0), std::max<int64_t>(1, kElementsPerThread / width), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) encoder.encode(source + i * width, target + i * bytes);
   });
   return out;

@@ -47,7 +47,7 @@ at::Tensor rescore_cpu(const at::Tensor& queries, const at::Tensor& rows, const 
   auto* scores = out.mutable_data_ptr<float>();
   const int64_t threads = search.threads_for(count);
   const int64_t grain = (search.num_queries + threads - 1) / threads;
-  at::parallel_for(0, search.num_queries, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, search.num_queries, grain, [&](int64_t begin, int64_t end) {
     Search::Worker worker(search);
     for (int64_t q = begin; q < end; ++q) {
       rescore_query(worker, search, q, ids + q * count, count, scores + q * count);

@@ -178,7 +178,7 @@ void run(const Arguments& arguments) {
                      arguments.eps};
   constexpr auto kernel = kernel_for<T, Level>();
   const int64_t grain = std::max<int64_t>(1, kElementsPerThread / ((q.size(1) + arguments.k.size(1)) * q.size(2)));
-  at::parallel_for(0, q.size(0), grain, [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
+  parallel_for(0, q.size(0), grain, [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
 }
 
 void check_heads(const at::Tensor& tensor, const char* name, const at::Tensor& q) {

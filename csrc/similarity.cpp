@@ -32,7 +32,7 @@ at::Tensor similarity_cpu(const at::Tensor& queries, const at::Tensor& rows, c10
   auto* scores = out.mutable_data_ptr<float>();
   const int64_t blocks = (search.num_rows + kBlock - 1) / kBlock;
   const int64_t threads = search.threads_for(search.num_rows);
-  at::parallel_for(0, blocks, (blocks + threads - 1) / threads, [&](int64_t begin, int64_t end) {
+  parallel_for(0, blocks, (blocks + threads - 1) / threads, [&](int64_t begin, int64_t end) {
     Search::Worker worker(search);
     worker.walk(begin * kBlock, std::min(end * kBlock, search.num_rows), 0, search.num_groups(),
                 [&](int64_t group, int64_t row, const Sums& sums) {

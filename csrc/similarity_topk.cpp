@@ -98,7 +98,7 @@ void search_groups(const Search& search, int64_t first_group, int64_t last_group
   const int64_t stretch =
       std::clamp(similarity::round_up(search.num_rows / threads, kBlock), int64_t{kBlock}, kStretch);
   std::atomic<int64_t> next{0};
-  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t thread = begin; thread < end; ++thread) {
       Search::Worker worker(search);
       Selection& selection = selections[thread];
@@ -110,7 +110,7 @@ void search_groups(const Search& search, int64_t first_group, int64_t last_group
   });
   const int64_t first_query = first_group * search.group_size;
   const int64_t last_query = std::min(last_group * search.group_size, search.num_queries);
-  at::parallel_for(first_query, last_query, 64, [&](int64_t begin, int64_t end) {
+  parallel_for(first_query, last_query, 64, [&](int64_t begin, int64_t end) {
     std::vector<Found> all;
     for (int64_t q = begin; q < end; ++q) {
       all.clear();

@@ -2,8 +2,9 @@
 #pragma once
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
+
+#include "threads.h"
 
 namespace embedmux {
 

@@ -27,6 +27,7 @@ class Op:
     name: str
     reference: Callable[..., Any]
     has_triton: bool = False
+    is_composed: bool = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The result of whichever kernel torch's dispatcher picks for the arguments' device."""
@@ -47,10 +48,10 @@ class Op:
         return lambda *arguments: found(*_readable(self.name, arguments))
 
     def backend(self, device: str) -> str:
-        """``csrc``, ``triton`` or ``reference``: what answers on ``device`` ("cpu" or "cuda")."""
+        """``csrc``, ``triton``, ``ops`` or ``reference``: what answers on ``device`` ("cpu" or "cuda")."""
         key = DISPATCH_KEYS[device]
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{self.name}", key):
-            return "reference"
+            return "ops" if self.is_composed else "reference"
         return {"cpu": "csrc", "cuda": "triton"}[device]
 
 
@@ -61,15 +62,17 @@ def define(
     reference: Callable[..., Any],
     fake: Callable[..., Any],
     has_triton: bool = False,
+    is_composed: bool = False,
 ) -> Op:
     """Registers an op and returns it; ``signature`` is the schema without the name, as ``(Tensor x) -> Tensor``.
 
-    ``has_triton``: cuda.py beside the contract has a function of this name.
+    ``has_triton``: cuda.py beside the contract has a function of this name. ``is_composed``: the reference calls other
+    ops, so that it is as fast as these, and exact where they are.
     """
     LIBRARY.define(name + signature)
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", _checked(name, fake), lib=LIBRARY)
-    op = Op(name, reference, has_triton)
+    op = Op(name, reference, has_triton, is_composed)
     if has_triton and importlib.util.find_spec("triton") is not None:
         LIBRARY.impl(name, lambda *arguments: op.triton(*arguments), "CUDA")
     return op
@@ -93,6 +96,9 @@ def _readable(name: str, arguments: tuple[Any, ...]) -> list[Any]:
 
 
 def _check_device(name: str, arguments: tuple[Any, ...]) -> None:
-    devices = {str(argument.device) for argument in arguments if isinstance(argument, torch.Tensor)}
+    listed = [
+        each for argument in arguments for each in (argument if isinstance(argument, list | tuple) else [argument])
+    ]
+    devices = {str(each.device) for each in listed if isinstance(each, torch.Tensor)}
     if len(devices) > 1:
         raise ValueError(f"{name}: all tensors must be on one device, got {' and '.join(sorted(devices))}")

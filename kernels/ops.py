@@ -15,6 +15,7 @@ from embedmux.kernels.maxsim import maxsim
 from embedmux.kernels.norm import add_layer_norm
 from embedmux.kernels.pool_encode import pool_encode
 from embedmux.kernels.pool_normalize import pool_normalize
+from embedmux.kernels.post_norm_layer import post_norm_layer
 from embedmux.kernels.pq_topk import pack_pq, pq_tables, pq_topk
 from embedmux.kernels.pre_norm import pre_norm
 from embedmux.kernels.quantize_pq import quantize_pq
@@ -31,6 +32,7 @@ ALL = (
     pre_norm,
     rope,
     gated_activation,
+    post_norm_layer,
     pool_normalize,
     pool_encode,
     quantize_rows,
@@ -50,7 +52,7 @@ if HAS_EXTENSION:
 
 
 def backends(device: str) -> dict[str, str]:
-    """Op name -> the kernel that answers on ``device`` ("cpu" or "cuda"): csrc, triton or reference."""
+    """Op name -> what answers on ``device`` ("cpu" or "cuda"): csrc, triton, ops (other ops) or reference."""
     return {op.name: op.backend(device) for op in ALL}
 
 
@@ -73,6 +75,7 @@ __all__ = [
     "pack_weight",
     "pool_encode",
     "pool_normalize",
+    "post_norm_layer",
     "pq_tables",
     "pq_topk",
     "pre_norm",

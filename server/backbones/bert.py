@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
-from embedmux.server.backbones.layers import AddLayerNorm, Attention, LoraLinear, keep_pooled, split_heads
+from embedmux.server.backbones.layers import (
+    AddLayerNorm,
+    Attention,
+    LoraLinear,
+    PostNormLayer,
+    keep_pooled,
+    split_heads,
+)
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.checkpoint.folder import Config
 from embedmux.server.packed import Batch, FusedLinear, LowRankTables, TokenStates
@@ -146,9 +153,12 @@ class _Layer:
         self.attention_norm, self.output_norm = norms
         self.heads = {"num_heads": shape.num_heads, "num_kv_heads": shape.num_heads, "head_size": shape.head_size}
         self.attend = Attention(index, causal=False, window=-1, scale=shape.head_size**-0.5)
+        self.whole = PostNormLayer(linears, norms, num_heads=shape.num_heads, scale=shape.head_size**-0.5)
 
     def __call__(self, states: torch.Tensor, batch: Batch, *, is_last: bool = False) -> torch.Tensor:
         """states [T, hidden] -> [T, hidden], of the pooled rows alone in the last layer."""
+        if batch.num_keys is None and (batch.pooled is None or not is_last):
+            return self.whole(states, batch)
         segments = batch.segments
         context = self.attend(*split_heads(self.qkv(states, segments), **self.heads), batch, is_last=is_last)
         if is_last and batch.pooled is not None:

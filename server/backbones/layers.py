@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from embedmux.kernels import ops
@@ -148,6 +150,30 @@ class Attention:
             q, k, v, batch.offsets, self.causal, self.window, self.scale, *prefix, batch.num_keys, asked
         )
         return context.view(q.shape[0], -1)
+
+
+class PostNormLayer:
+    """All of a post-norm encoder's layer in one call, as kernels/post_norm_layer has it."""
+
+    def __init__(
+        self, linears: Sequence[LoraLinear], norms: Sequence[AddLayerNorm], *, num_heads: int, scale: float
+    ) -> None:
+        """Query-key-value, attention output, up (with the activation) and down; the two norms in their order."""
+        self.linears = linears
+        self.num_heads, self.scale, self.eps = num_heads, scale, norms[0].eps
+        self.biases = [linear.bias for linear in linears]
+        self.norms = [tensor for norm in norms for tensor in (norm.weight, norm.bias)]
+        self.adapters = [linear.adapters for linear in linears]
+
+    def __call__(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """states [T, hidden] -> [T, hidden], same dtype."""
+        segments, linears = batch.segments, self.linears
+        found: torch.Tensor = torch.ops.embedmux.post_norm_layer(
+            states, batch.offsets, self.num_heads, self.scale, self.eps, linears[2].activation,
+            [linear.weight for linear in linears], self.biases, self.norms, linears[0].low_rank, self.adapters,
+            segments.offsets, segments.slots, [linear.packed for linear in linears if linear.packed is not None],
+        )  # fmt: skip
+        return found
 
 
 def split_heads(

@@ -1,0 +1,36 @@
+// One layer of a post-norm encoder, as its arguments are after checking.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <array>
+#include <vector>
+
+#include "lora_segments.h"
+
+namespace embedmux {
+
+constexpr int kLinears = 4;  // query-key-value, attention output, up, down
+
+// Float vectors [hidden].
+struct LayerNormWeights {
+  std::vector<float> weight, bias;
+};
+
+struct PostNormLayer {
+  int64_t rows, hidden, inner, heads;
+  double scale, eps;
+  const int32_t* offsets;  // [sequences + 1]
+  int64_t sequences;
+  std::array<LoraCall, kLinears> calls;  // with segments and the base's bias
+  std::array<at::Tensor, kLinears> packed;
+  std::array<LayerNormWeights, 2> norms;  // behind attention, behind the feed-forward
+};
+
+// Whether the fused kernel knows these shapes, on this machine.
+bool can_fuse_post_norm_layer(const at::Tensor& x, int64_t hidden, int64_t inner, int64_t heads);
+
+// out [rows, hidden] from x [rows, hidden], both bfloat16 and contiguous; the packed weights are checked.
+void fused_post_norm_layer(const PostNormLayer& layer, const at::Tensor& x, const at::Tensor& out);
+
+}  // namespace embedmux

@@ -1,0 +1,103 @@
+"""A whole layer of a post-norm encoder on packed sequences, in one call.
+
+    context = attention(x Wqkvᵀ + b)        states = LayerNorm(context Woᵀ + b + x)
+    y = LayerNorm(activation(states Wuᵀ + b) Wdᵀ + b + states)
+
+each product with its segments' low-rank updates. Shape key: T rows (tokens), H hidden, I inner, n sequences, S slots, G
+segments.
+
+x [T, H] float32, bfloat16 or float16; offsets [n + 1] int32 cut the T rows into sequences, which attend to themselves
+alone, from both sides, in num_heads heads, scores times scale. weights are [3 H, H], [H, H], [I, H] and [H, I], biases
+theirs, norms weight and bias of the two LayerNorms [H], all of x's dtype. arena, segment_offsets and segment_slots are
+as for lora_matmul; adapters holds a table [S, J, 3] for each weight, J = 3 for the first and 1 for the others.
+activation is "gelu", "gelu_tanh", "silu" or "relu". packed holds pack_weight of each weight, or nothing.
+
+-> y [T, H], with the same bits as the ops one by one: what stands between them is rounded as they round it. So this
+only saves time: on the CPU with AMX a thread takes whole sequences through the layer while they are in its cache. Where
+no kernel is of its own (other processors, CUDA), the ops are called.
+
+``reference.py`` is the definition, ``csrc/post_norm_layer.cpp`` the CPU kernel.
+"""
+
+import torch
+
+from embedmux.kernels import checks
+from embedmux.kernels.library import define
+from embedmux.kernels.post_norm_layer import reference
+
+SCHEMA = (
+    "(Tensor x, Tensor offsets, int num_heads, float scale, float eps, str activation, Tensor[] weights, "
+    "Tensor[] biases, Tensor[] norms, Tensor arena, Tensor[] adapters, Tensor segment_offsets, Tensor segment_slots, "
+    "Tensor[] packed) -> Tensor"
+)
+ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
+
+
+def check(
+    x: torch.Tensor,
+    num_heads: int,
+    activation: str,
+    weights: list[torch.Tensor],
+    biases: list[torch.Tensor],
+    norms: list[torch.Tensor],
+    adapters: list[torch.Tensor],
+    packed: list[torch.Tensor],
+) -> None:
+    """What is not checked by the ops themselves."""
+    if x.dim() != 2:
+        checks.shape_error("x", x, "[T, H]")
+    for name, tensors in (("weights", weights), ("biases", biases), ("norms", norms), ("adapters", adapters)):
+        if len(tensors) != 4:
+            checks.value_error(name, f"{len(tensors)} tensors", "4")
+    if len(packed) not in (0, 4):
+        checks.value_error("packed", f"{len(packed)} tensors", "4 or none")
+    if num_heads <= 0 or x.size(1) % num_heads:
+        checks.value_error("num_heads", num_heads, f"a divisor of H = {x.size(1)}")
+    if activation not in ACTIVATIONS:
+        checks.value_error("activation", activation, f"one of {', '.join(ACTIVATIONS)}")
+
+
+def _reference(
+    x: torch.Tensor,
+    offsets: torch.Tensor,
+    num_heads: int,
+    scale: float,
+    eps: float,
+    activation: str,
+    weights: list[torch.Tensor],
+    biases: list[torch.Tensor],
+    norms: list[torch.Tensor],
+    arena: torch.Tensor,
+    adapters: list[torch.Tensor],
+    segment_offsets: torch.Tensor,
+    segment_slots: torch.Tensor,
+    packed: list[torch.Tensor],
+) -> torch.Tensor:
+    check(x, num_heads, activation, weights, biases, norms, adapters, packed)
+    return reference.post_norm_layer(
+        x, offsets, num_heads, scale, eps, activation, weights, biases, norms, arena, adapters, segment_offsets,
+        segment_slots, packed,
+    )  # fmt: skip
+
+
+def _fake(
+    x: torch.Tensor,
+    offsets: torch.Tensor,
+    num_heads: int,
+    scale: float,
+    eps: float,
+    activation: str,
+    weights: list[torch.Tensor],
+    biases: list[torch.Tensor],
+    norms: list[torch.Tensor],
+    arena: torch.Tensor,
+    adapters: list[torch.Tensor],
+    segment_offsets: torch.Tensor,
+    segment_slots: torch.Tensor,
+    packed: list[torch.Tensor],
+) -> torch.Tensor:
+    check(x, num_heads, activation, weights, biases, norms, adapters, packed)
+    return torch.empty_like(x)
+
+
+post_norm_layer = define("post_norm_layer", SCHEMA, reference=_reference, fake=_fake, is_composed=True)
