@@ -4,6 +4,8 @@
 #include <array>
 
 #include "gemm_amx_kernel.h"
+#include "gemm_int8.h"
+#include "huge_pages.h"
 #include "simd.h"
 #include "tensors.h"
 
@@ -14,7 +16,7 @@ namespace embedmux {
 at::Tensor pack_weight_bf16_amx(const at::Tensor& weight) {
   const int64_t columns = weight.size(0), inner = weight.size(1);
   const int64_t panels = divide_up(columns, kPanelColumns), steps = divide_up(inner, kTileDepth);
-  const at::Tensor packed = at::empty({panels, steps, 2, kTileRows, kTileDepth}, weight.options());
+  const at::Tensor packed = empty_on_huge_pages({panels, steps, 2, kTileRows, kTileDepth}, weight.options());
   const auto* source = reinterpret_cast<const uint16_t*>(weight.const_data_ptr<at::BFloat16>());
   auto* target = reinterpret_cast<uint16_t*>(packed.mutable_data_ptr<at::BFloat16>());
   parallel_for(0, panels * 2, 2, [&](int64_t first, int64_t last) {
@@ -40,15 +42,21 @@ void check_weight_bf16_amx(const at::Tensor& packed, const LoraCall& call) {
               "; pack the weight again");
 }
 
-bool can_multiply_bf16_amx(const LoraCall& call) { return !call.is_gated || call.columns % (2 * kPanelColumns) == 0; }
+bool can_multiply_amx(const LoraCall& call) { return !call.is_gated || call.columns % (2 * kPanelColumns) == 0; }
 
 Product make_product(const LoraCall& call, const at::Tensor& packed, const Affine* affines) {
-  return {call, reinterpret_cast<const uint16_t*>(packed.const_data_ptr<at::BFloat16>()), affines,
-          divide_up(call.inner, kTileDepth), call.is_gated ? call.columns / 2 / kPanelColumns : 0};
+  const bool is_int8 = packed.scalar_type() == at::kChar;
+  const int64_t steps = is_int8 ? int8_steps(call.inner) : divide_up(call.inner, kTileDepth);
+  return {call,
+          static_cast<const uint16_t*>(packed.const_data_ptr()),
+          affines,
+          is_int8,
+          steps,
+          is_int8 ? int8_panel_bytes(call.inner) / 2 : steps * kStepElements,
+          call.is_gated ? call.columns / 2 / kPanelColumns : 0};
 }
 
-void lora_matmul_bf16_amx(const LoraCall& call, const at::Tensor& x, const at::Tensor& packed,
-                          const at::Tensor& output) {
+void lora_matmul_amx(const LoraCall& call, const at::Tensor& x, const at::Tensor& packed, const at::Tensor& output) {
   const auto bits = [](const at::Tensor& tensor) {
     return reinterpret_cast<const uint16_t*>(tensor.const_data_ptr<at::BFloat16>());
   };
@@ -81,9 +89,9 @@ void check_weight_bf16_amx(const at::Tensor&, const LoraCall&) {
   TORCH_CHECK(false, "packed is in the layout of AMX, which this processor does not have; pack the weight again");
 }
 
-bool can_multiply_bf16_amx(const LoraCall&) { return false; }
+bool can_multiply_amx(const LoraCall&) { return false; }
 
-void lora_matmul_bf16_amx(const LoraCall&, const at::Tensor&, const at::Tensor&, const at::Tensor&) {}
+void lora_matmul_amx(const LoraCall&, const at::Tensor&, const at::Tensor&, const at::Tensor&) {}
 
 #endif
 

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "gemm_amx_int8.h"
 #include "lora_vector.h"
 
 #ifdef EMBEDMUX_X86
@@ -31,26 +32,40 @@ struct alignas(64) TileConfig {
 
 // A block whose sums are stored and wait for scale, bias, activation and rounding into the output.
 struct Pending {
-  const float* sums = nullptr;      // [rows, 32], of a gated product those of the gate and then those of up
-  const Affine* affines = nullptr;  // [rows]; null if every row has the bias below and no scale
+  const float* sums = nullptr;       // [rows, 32], of a gated product those of the gate and then those of up
+  const float* low_rank = nullptr;   // beside an int8 weight, whose sums are int32: those of B(A x), or null
+  const RowScale* scales = nullptr;  // [rows] beside an int8 weight
+  const Affine* affines = nullptr;   // [rows]; null if every row has the bias below and no scale
   int64_t rows = 0;
   int64_t column = 0;  // the first of the panel
   int64_t up_column = 0;
   uint16_t* output = nullptr;
-  int64_t stride = 0;  // of the output's rows
-  __mmask32 mask = 0;  // of the panel's columns that exist
-  __m512 bias[4];      // of the panel's two halves and, in a gated product, of those of up
+  int64_t stride = 0;                     // of the output's rows
+  __mmask32 mask = 0;                     // of the panel's columns that exist
+  __m512 bias[4];                         // of the panel's two halves and, in a gated product, of those of up
+  __m512 column_scales[4], code_sums[4];  // likewise, beside an int8 weight
 };
 
 // How a row is finished; the kernel is built for each.
-template <Activation A, bool IsGated, bool HasAffines>
+template <Activation A, bool IsGated, bool HasAffines, bool IsInt8>
 struct Finish {
+  static constexpr bool is_int8 = IsInt8;
+
   EMBEDMUX_AMX static inline __m512 shift(const Pending& pending, int64_t row, int64_t half, int64_t column) {
-    const __m512 sums = _mm512_load_ps(pending.sums + half / 2 * kBlockElements + row * kPanelColumns + half % 2 * 16);
+    const int64_t place = half / 2 * kBlockElements + row * kPanelColumns + half % 2 * 16;
+    if (IsInt8) {
+      const RowScale& scale = pending.scales[row];
+      const __m512 codes = _mm512_cvtepi32_ps(_mm512_load_si512(pending.sums + place));
+      const __m512 offset = _mm512_fmadd_ps(_mm512_set1_ps(scale.shift), pending.code_sums[half], pending.bias[half]);
+      const __m512 value =
+          _mm512_fmadd_ps(_mm512_mul_ps(codes, _mm512_set1_ps(scale.scale)), pending.column_scales[half], offset);
+      return pending.low_rank == nullptr ? value : _mm512_add_ps(value, _mm512_load_ps(pending.low_rank + place));
+    }
+    const __m512 sums = _mm512_load_ps(pending.sums + place);
     if (!HasAffines) return _mm512_add_ps(sums, pending.bias[half]);
     const Affine& affine = pending.affines[row];
-    const int64_t place = column + half % 2 * 16;
-    return _mm512_fmadd_ps(sums, _mm512_loadu_ps(affine.scale + place), _mm512_loadu_ps(affine.bias + place));
+    const int64_t own = column + half % 2 * 16;
+    return _mm512_fmadd_ps(sums, _mm512_loadu_ps(affine.scale + own), _mm512_loadu_ps(affine.bias + own));
   }
 
   EMBEDMUX_AMX static inline void row(const Pending& pending, int64_t row) {
@@ -72,8 +87,9 @@ struct Finish {
 // steps it finishes the block before, whose vector work fits beside the tile work, and calls `ahead`, its share of the
 // next panel, from memory.
 template <int Tiles, typename Finish>
-EMBEDMUX_AMX inline void multiply(const uint16_t* rows, const uint16_t* panel, int64_t steps, const Pending& pending,
+EMBEDMUX_AMX inline void multiply(const uint16_t* rows, const uint16_t* panel, int64_t steps, const Pending& given,
                                   const uint16_t* ahead, int64_t ahead_elements) {
+  const Pending pending = given;  // in registers: what a row writes cannot change it
   const int64_t rows_a_step = divide_up(pending.rows, steps);
   int64_t row = 0;
   for (int64_t step = 0; step < steps; ++step) {
@@ -81,12 +97,22 @@ EMBEDMUX_AMX inline void multiply(const uint16_t* rows, const uint16_t* panel, i
     _tile_loadd(4, rows + step * kStepElements, 64);
     _tile_stream_loadd(6, panel + step * kStepElements, 64);
     _tile_stream_loadd(7, panel + step * kStepElements + kTileElements, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (Finish::is_int8) {
+      _tile_dpbusd(0, 4, 6);
+      _tile_dpbusd(1, 4, 7);
+    } else {
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+    }
     if (Tiles > 1) {
       _tile_loadd(5, rows + step * kStepElements + kTileElements, 64);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+      if constexpr (Finish::is_int8) {
+        _tile_dpbusd(2, 5, 6);
+        _tile_dpbusd(3, 5, 7);
+      } else {
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
     }
     for (const int64_t end = std::min(pending.rows, row + rows_a_step); row < end; ++row) {
       Finish::row(pending, row);
@@ -131,21 +157,40 @@ struct Panel {
   int64_t ahead_elements;
 };
 
-template <int Tiles, typename Finish>
-EMBEDMUX_AMX void multiply_block(const uint16_t* rows, int64_t steps, const Panel& panel,
-                                 const std::vector<const LowRank*>& parts, int64_t tile, const Pending& pending,
-                                 float* sums) {
+EMBEDMUX_AMX inline void clear_sums() {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  multiply<Tiles, Finish>(rows, panel.weight, steps, pending, panel.ahead, panel.ahead_elements);
-  multiply_low_rank<Tiles>(parts, tile, panel.place, panel.column);
+}
+
+template <int Tiles>
+EMBEDMUX_AMX inline void store_sums(float* sums) {
   _tile_stored(0, sums, 128);
   _tile_stored(1, sums + 16, 128);
   if (Tiles > 1) {
     _tile_stored(2, sums + 512, 128);
     _tile_stored(3, sums + 528, 128);
+  }
+}
+
+// The low-rank steps add to the sums, or, where these are of codes, to sums of their own.
+template <int Tiles, typename Finish>
+EMBEDMUX_AMX void multiply_block(const uint16_t* rows, int64_t steps, const Panel& panel,
+                                 const std::vector<const LowRank*>& parts, int64_t tile, const Pending& pending,
+                                 float* sums, float* low_rank) {
+  clear_sums();
+  multiply<Tiles, Finish>(rows, panel.weight, steps, pending, panel.ahead, panel.ahead_elements);
+  if (Finish::is_int8) {
+    store_sums<Tiles>(sums);
+    if (!parts.empty()) {
+      clear_sums();
+      multiply_low_rank<Tiles>(parts, tile, panel.place, panel.column);
+      store_sums<Tiles>(low_rank);
+    }
+  } else {
+    multiply_low_rank<Tiles>(parts, tile, panel.place, panel.column);
+    store_sums<Tiles>(sums);
   }
   settle_memory();
 }
@@ -159,14 +204,16 @@ struct Target {
 // The task's rows, in tiles, by its panels: a group of panels at a time, in it block by block, so that the group's
 // weights come from memory once and the output is written along its rows.
 template <typename Finish>
-EMBEDMUX_AMX void run_groups(const Product& product, const AmxTask& task, const uint16_t* rows, const Target& target,
-                             const std::vector<LowRank>& parts, int64_t group) {
+EMBEDMUX_AMX void run_groups(const Product& product, const AmxTask& task, const AmxRows& given, const uint16_t* rows,
+                             const RowScale* scales, const Target& target, const std::vector<LowRank>& parts,
+                             int64_t group) {
   const auto [first_row, last_row, first_place, last_place] = task;
   const LoraCall& call = product.call;
   const int64_t block_elements = product.steps * kStepElements;
   const int64_t blocks = divide_up(last_row - first_row, kBlockRows);
   const int64_t share = round_up(divide_up(kStepElements, blocks), 32);
   alignas(64) float sums[2 * kBlockElements];  // free again before a block stores: multiply finishes the last
+  alignas(64) float low_rank[2 * kBlockElements];
   std::vector<const LowRank*> touching;
   Pending pending;
   for (int64_t first = first_place; first < last_place; first += group) {
@@ -181,13 +228,18 @@ EMBEDMUX_AMX void run_groups(const Product& product, const AmxTask& task, const 
       const auto multiply = count > kTileRows ? multiply_block<2, Finish> : multiply_block<1, Finish>;
       for (int64_t place = first; place < last; ++place) {
         const int64_t panel = product.panel(place), column = panel * kPanelColumns;
-        const bool is_followed = place + group < last_place;
-        const uint16_t* next = product.packed + (is_followed ? product.panel(place + group) * block_elements : 0);
+        const uint16_t* next = nullptr;
+        if (place + group < last_place) {
+          next = product.packed + product.panel(place + group) * product.panel_elements;
+        } else if ((place - first + 1) * product.panel_elements <= given.upcoming_elements) {
+          next = given.upcoming + (place - first) * product.panel_elements;
+        }
         const bool is_gate = call.is_gated && place % 2 == 0;
+        const int64_t half_block = call.is_gated && !is_gate ? kBlockElements : 0;
         multiply(rows + block * block_elements, product.steps,
-                 {product.packed + panel * block_elements, place - first, column, next + block * share,
-                  is_followed ? share : 0},
-                 touching, block * 2, pending, call.is_gated && !is_gate ? sums + kBlockElements : sums);
+                 {product.packed + panel * product.panel_elements, place - first, column, next + block * share,
+                  next == nullptr ? 0 : share},
+                 touching, block * 2, pending, sums + half_block, low_rank + half_block);
         if (is_gate) {
           pending.rows = 0;
           continue;
@@ -195,6 +247,8 @@ EMBEDMUX_AMX void run_groups(const Product& product, const AmxTask& task, const 
         const int64_t output_column = call.is_gated ? column - call.columns / 2 : column;
         const float* bias = call.affine.bias;
         pending = {sums,
+                   touching.empty() ? nullptr : low_rank,
+                   scales == nullptr ? nullptr : scales + block * kBlockRows,
                    product.affines == nullptr ? nullptr : product.affines + row,
                    count,
                    output_column,
@@ -203,7 +257,17 @@ EMBEDMUX_AMX void run_groups(const Product& product, const AmxTask& task, const 
                    target.row,
                    low_bits(call.columns - column),
                    {_mm512_loadu_ps(bias + output_column), _mm512_loadu_ps(bias + output_column + 16),
-                    _mm512_loadu_ps(bias + column), _mm512_loadu_ps(bias + column + 16)}};
+                    _mm512_loadu_ps(bias + column), _mm512_loadu_ps(bias + column + 16)},
+                   {},
+                   {}};
+        if (!Finish::is_int8) continue;
+        for (int64_t half = 0; half < (call.is_gated ? 4 : 2); ++half) {
+          const int64_t own = call.is_gated && half < 2 ? panel - product.half_panels : panel;
+          const auto* tail =
+              reinterpret_cast<const float*>(product.packed + (own + 1) * product.panel_elements - kInt8TailBytes / 2);
+          pending.column_scales[half] = _mm512_loadu_ps(tail + half % 2 * 16);
+          pending.code_sums[half] = _mm512_loadu_ps(tail + kInt8Columns + half % 2 * 16);
+        }
       }
     }
   }
@@ -212,7 +276,9 @@ EMBEDMUX_AMX void run_groups(const Product& product, const AmxTask& task, const 
 
 template <Activation A, bool IsGated>
 auto choose_groups(const Product& product) {
-  return product.affines == nullptr ? run_groups<Finish<A, IsGated, false>> : run_groups<Finish<A, IsGated, true>>;
+  if (product.is_int8) return run_groups<Finish<A, IsGated, false, true>>;
+  return product.affines == nullptr ? run_groups<Finish<A, IsGated, false, false>>
+                                    : run_groups<Finish<A, IsGated, true, false>>;
 }
 
 auto choose_groups(const Product& product) {
@@ -246,29 +312,39 @@ EMBEDMUX_AMX void release_tiles() { _tile_release(); }
 
 TaskGrid cut_amx_tasks(const Product& product, int64_t rows, int64_t threads) {
   const LoraCall& call = product.call;
-  const int64_t cached_rows = kTaskBytes / (product.steps * kTileDepth * 2) / kBlockRows * kBlockRows;
+  const int64_t cached_rows = kTaskBytes / (product.wide_steps() * kTileDepth * 2) / kBlockRows * kBlockRows;
   // A gated product walks its panels in pairs, gate and up.
   return cut_tasks(rows, divide_up(call.columns, kPanelColumns), std::clamp(cached_rows, kBlockRows, kTaskRows),
                    kBlockRows, kTaskPanels, call.is_gated ? 2 : 1, threads);
 }
 
 EMBEDMUX_AMX void run_amx_task(const Product& product, const AmxTask& task, const AmxRows& given) {
-  static thread_local Scratch<uint16_t> row_scratch;
+  static thread_local Scratch<uint16_t> row_scratch, code_scratch;
+  static thread_local Scratch<RowScale> scale_scratch;
   static thread_local LowRankScratch scratch;
   std::vector<LowRank> parts = find_parts(product, task.first_row, task.last_row, scratch);
+  const int64_t count = task.last_row - task.first_row;
   const uint16_t* rows = given.x;
-  if (!given.x_in_tiles) {
-    uint16_t* gathered = row_scratch.reserve(row_tiles_elements(task.last_row - task.first_row, product.steps));
-    gather_rows(given.x, product.call.inner, task.last_row - task.first_row, product.steps, gathered);
+  const RowScale* scales = nullptr;
+  if (!given.x_in_tiles && !(product.is_int8 && parts.empty())) {
+    uint16_t* gathered = row_scratch.reserve(row_tiles_elements(count, product.wide_steps()));
+    gather_rows(given.x, product.call.inner, count, product.wide_steps(), gathered);
     rows = gathered;
   }
   settle_memory();
   shrink_parts(product, parts, rows, scratch);
+  if (product.is_int8) {
+    uint16_t* codes = code_scratch.reserve(row_tiles_elements(count, product.steps));
+    RowScale* own = scale_scratch.reserve(count);
+    quantize_rows(given.x, given.x_in_tiles, product.call.inner, count, reinterpret_cast<uint8_t*>(codes), own);
+    settle_memory();
+    rows = codes, scales = own;
+  }
   const int64_t group = place_groups(product, task.last_place - task.first_place, parts, scratch);
   const int64_t columns = product.call.output_columns();
   const Target target = given.output_in_tiles ? Target{given.output, columns * kBlockRows, kStepElements, kTileDepth}
                                               : Target{given.output, columns * kBlockRows, kPanelColumns, columns};
-  choose_groups(product)(product, task, rows, target, parts, group);
+  choose_groups(product)(product, task, given, rows, scales, target, parts, group);
 }
 
 }  // namespace embedmux

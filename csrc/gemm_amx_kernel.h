@@ -30,6 +30,9 @@ struct AmxRows {
   bool x_in_tiles;
   uint16_t* output;
   bool output_in_tiles;
+  // The weights that the thread reads next, called from memory while the last of its own are multiplied.
+  const uint16_t* upcoming = nullptr;
+  int64_t upcoming_elements = 0;
 };
 
 // One task, on a thread that holds the tiles.

@@ -58,7 +58,7 @@ EMBEDMUX_AMX void place_down(const RankTile& rank_tile, const float* sums, int64
 // once for all parts.
 EMBEDMUX_AMX void shrink(const Product& product, const LowRank* parts, int64_t num_parts, const uint16_t* rows,
                          Scratch<uint16_t>& scratch) {
-  const int64_t inner = product.call.inner, steps = product.steps;
+  const int64_t inner = product.call.inner, steps = product.wide_steps();
   std::vector<RankTile> ranks;
   for (const LowRank* part = parts; part != parts + num_parts; ++part) {
     for (int64_t index = 0; index < part->rank_tiles; ++index) ranks.push_back({part, index});
@@ -134,7 +134,7 @@ EMBEDMUX_AMX void shrink_parts(const Product& product, const std::vector<LowRank
 int64_t place_groups(const Product& product, int64_t panels, std::vector<LowRank>& parts, LowRankScratch& scratch) {
   int64_t up_elements = 0;
   for (const LowRank& part : parts) up_elements += part.up_elements();
-  const int64_t panel_bytes = (product.steps * kStepElements + up_elements) * 2;
+  const int64_t panel_bytes = (product.panel_elements + up_elements) * 2;
   const int64_t unit = product.half_panels == 0 ? 1 : 2;
   const int64_t group = std::clamp(kGroupBytes / panel_bytes / unit * unit, unit, panels);
   uint16_t* place = scratch.up.reserve(up_elements * group);

@@ -14,11 +14,15 @@ namespace embedmux {
 struct Product {
   const LoraCall& call;
   const uint16_t* packed;
-  const Affine* affines;  // [rows], or null if no row has a scale
-  int64_t steps;          // along K
-  int64_t half_panels;    // of a gated product, else 0
+  const Affine* affines;   // [rows], or null if no row has a scale
+  bool is_int8;            // the weight's layout is that of gemm_int8.h
+  int64_t steps;           // of tiles along K
+  int64_t panel_elements;  // from one panel of the layout to the next
+  int64_t half_panels;     // of a gated product, else 0
 
   // The panel at a place of the order in which they are walked: a gated product takes gate and up in turn.
+  // Steps of x, and of A, which are bfloat16 beside an int8 weight too.
+  int64_t wide_steps() const { return divide_up(call.inner, kTileDepth); }
   int64_t panel(int64_t place) const { return half_panels == 0 ? place : place / 2 + place % 2 * half_panels; }
 };
 

@@ -8,6 +8,7 @@
 
 #include "gemm_tasks.h"
 #include "gemm_widening_kernel.h"
+#include "huge_pages.h"
 #include "tensors.h"
 
 namespace embedmux {
@@ -103,7 +104,7 @@ void run_task(const WideningKernel& kernel, const Product& product, int64_t firs
 
 at::Tensor pack_weight_widening(const at::Tensor& weight) {
   const int64_t columns = weight.size(0), inner = weight.size(1), panels = divide_up(columns, kWideningColumns);
-  const at::Tensor packed = at::empty({panels, inner, kWideningColumns}, weight.options());
+  const at::Tensor packed = empty_on_huge_pages({panels, inner, kWideningColumns}, weight.options());
   const auto* source = static_cast<const uint16_t*>(weight.const_data_ptr());
   auto* target = static_cast<uint16_t*>(packed.mutable_data_ptr());
   parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {

@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "gemm_amx.h"
+#include "gemm_int8.h"
 #include "gemm_widening.h"
 #include "lora_arguments.h"
 #include "lora_epilogue.h"
@@ -118,7 +119,11 @@ at::Tensor multiply_unfused(const LoraCall& call, const at::Tensor& x, const at:
   const bool has_own_columns = !call.segments.empty() && call.segments[0].affine.scale != nullptr;
   const std::optional<at::Tensor> shared_bias = has_own_columns ? std::nullopt : bias;
   at::Tensor base, wide_x;
-  if (x.scalar_type() == at::kFloat) {
+  if (layout.scalar_type() == at::kChar) {
+    if (!call.segments.empty()) wide_x = x.to(at::kFloat);
+    base = at::empty({call.rows, call.columns}, x.options().dtype(at::kFloat));
+    multiply_int8(call, x, layout, base_bias(call, shared_bias), base);
+  } else if (x.scalar_type() == at::kFloat) {
     wide_x = x;
     base = base_product(x, layout, shared_bias);
     if (!y.defined() && !call.is_gated) y = base;
@@ -147,11 +152,15 @@ at::Tensor lora_matmul(const at::Tensor& x, const at::Tensor& weight, const std:
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   at::Tensor layout = packed.has_value() ? *packed : pack_weight(weight);
   const bool is_amx_layout = layout.dim() == 5;  // checked below
+  const bool is_int8 = layout.scalar_type() == at::kChar;
   bool is_fused = x.scalar_type() == at::kBFloat16 && (isa() == Isa::amx || is_amx_layout);
-  if (is_fused) {
+  if (is_int8) {
+    check_weight_int8(layout, call);
+    is_fused = is_fused && can_multiply_amx(call) && !slots.has_columns;
+  } else if (is_fused) {
     check_weight_bf16_amx(layout, call);
     // Halves of odd width, which no known model has, take the other product and pack the weight for it each time.
-    is_fused = can_multiply_bf16_amx(call);
+    is_fused = can_multiply_amx(call);
     if (!is_fused) layout = pack_unfused(weight);
   } else if (x.scalar_type() == at::kFloat) {
     TORCH_CHECK(layout.dim() == 2 && layout.size(0) == call.columns && layout.size(1) == call.inner &&
@@ -181,10 +190,10 @@ at::Tensor lora_matmul(const at::Tensor& x, const at::Tensor& weight, const std:
     if (run.slot >= 0 && slots.has_weight[run.slot]) {
       // Packed at each call: the arena may have changed since the last one.
       const at::Tensor merged = merged_weight(call, run.segments[0].slices, weight, arena);
-      weight_layout = is_fused ? pack_weight(merged) : pack_unfused(merged);
+      weight_layout = is_int8 ? pack_weight_int8(merged) : is_fused ? pack_weight(merged) : pack_unfused(merged);
     }
     if (is_fused) {
-      lora_matmul_bf16_amx(call, part, weight_layout, target);
+      lora_matmul_amx(call, part, weight_layout, target);
     } else if (const at::Tensor result = multiply_unfused(call, part, weight_layout, bias, target); !y.defined()) {
       return result;
     }
@@ -197,6 +206,7 @@ at::Tensor lora_matmul(const at::Tensor& x, const at::Tensor& weight, const std:
 TORCH_LIBRARY_IMPL(embedmux, CPU, library) {
   library.impl("lora_matmul", embedmux::lora_matmul);
   library.impl("pack_weight", embedmux::pack_weight);
+  library.impl("pack_weight_int8", embedmux::pack_weight_int8);
 }
 
 // oneDNN's packed weight is an opaque tensor with a dispatch key of its own.

@@ -3,6 +3,7 @@
 #include "post_norm_layer.h"
 
 #include "gemm_amx.h"
+#include "gemm_int8.h"
 #include "lora_arguments.h"
 #include "ops.h"
 #include "tensors.h"
@@ -55,8 +56,8 @@ at::Tensor one_by_one(const Arguments& given) {
   const at::Tensor heads = linear(0, given.x).view({rows, 3, given.heads, depth});
   const at::Tensor context = attention_cpu(heads.select(1, 0), heads.select(1, 1), heads.select(1, 2), given.offsets,
                                            false, -1, given.scale, {}, {}, {}, {}, {}, {});
-  const at::Tensor states =
-      add_layer_norm_cpu(linear(1, context.view({rows, given.hidden()})), given.x, given.norms[0], given.norms[1], given.eps);
+  const at::Tensor states = add_layer_norm_cpu(linear(1, context.view({rows, given.hidden()})), given.x, given.norms[0],
+                                               given.norms[1], given.eps);
   return add_layer_norm_cpu(linear(3, linear(2, states)), states, given.norms[2], given.norms[3], given.eps);
 }
 
@@ -108,7 +109,11 @@ at::Tensor fused(const Arguments& given) {
     biases[index] = base_bias(call, given.biases[index]);
     call.affine = {nullptr, biases[index].data()};
     layer.packed[index] = given.packed.empty() ? pack_weight_bf16_amx(weight) : given.packed[index];
-    check_weight_bf16_amx(layer.packed[index], call);
+    if (layer.packed[index].scalar_type() == at::kChar) {
+      check_weight_int8(layer.packed[index], call);
+    } else {
+      check_weight_bf16_amx(layer.packed[index], call);
+    }
     layer.calls[index] = std::move(call);
   }
   for (int norm = 0; norm < 2; ++norm) {

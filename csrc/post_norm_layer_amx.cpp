@@ -40,13 +40,21 @@ struct Buffers {
   }
 };
 
-void run_linear(const Product& product, int64_t first_row, int64_t rows, const AmxRows& given, const Team& team) {
+// One of the layer's linears; the weights of the one behind it are called from memory meanwhile.
+void run_linear(const std::array<Product, kLinears>& products, int index, int64_t first_row, int64_t rows,
+                AmxRows given, const Team& team) {
+  const Product &product = products[index], &next = products[(index + 1) % kLinears];
   const LoraCall& call = product.call;
   const TaskGrid grid = cut_amx_tasks(product, rows, team.size);
-  for (int64_t index = team.first(grid.num_tasks()); index < team.last(grid.num_tasks()); ++index) {
-    AmxTask task = amx_task(grid, index, rows);
-    const AmxRows own{given.x + task.first_row * call.inner, given.x_in_tiles,
-                      given.output + task.first_row * call.columns, given.output_in_tiles};
+  const int64_t first = team.first(grid.num_tasks()), last = team.last(grid.num_tasks());
+  for (int64_t place = first; place < last; ++place) {
+    AmxTask task = amx_task(grid, place, rows);
+    AmxRows own{given.x + task.first_row * call.inner, given.x_in_tiles, given.output + task.first_row * call.columns,
+                given.output_in_tiles};
+    if (place + 1 == last && team.size == 1) {
+      own.upcoming = next.packed;
+      own.upcoming_elements = divide_up(next.call.columns, kPanelColumns) * next.panel_elements;
+    }
     task.first_row += first_row;
     task.last_row += first_row;
     run_amx_task(product, task, own);
@@ -109,17 +117,17 @@ void run_sequences(const PostNormLayer& layer, const std::array<Product, kLinear
   const int64_t row = layer.offsets[first], rows = layer.offsets[last] - row;
   x += row * layer.hidden;
   out += row * layer.hidden;
-  run_linear(products[0], row, rows, {x, false, buffers.qkv, false}, team);
+  run_linear(products, 0, row, rows, {x, false, buffers.qkv, false}, team);
   team.wait();
   run_attention(layer, first, last, buffers, team);
   team.wait();
-  run_linear(products[1], row, rows, {buffers.context, false, buffers.sums, false}, team);
+  run_linear(products, 1, row, rows, {buffers.context, false, buffers.sums, false}, team);
   team.wait();
   run_norm(layer, 0, rows, buffers.sums, x, buffers.states, team);
   team.wait();
-  run_linear(products[2], row, rows, {buffers.states, false, buffers.middle, true}, team);
+  run_linear(products, 2, row, rows, {buffers.states, false, buffers.middle, true}, team);
   team.wait();
-  run_linear(products[3], row, rows, {buffers.middle, true, buffers.sums, false}, team);
+  run_linear(products, 3, row, rows, {buffers.middle, true, buffers.sums, false}, team);
   team.wait();
   run_norm(layer, 1, rows, buffers.sums, buffers.states, out, team);
 }

@@ -10,7 +10,7 @@ import torch
 
 from embedmux.kernels.activation import gated_activation
 from embedmux.kernels.attention import attention
-from embedmux.kernels.lora_matmul import lora_matmul, pack_weight
+from embedmux.kernels.lora_matmul import lora_matmul, pack_weight, pack_weight_int8
 from embedmux.kernels.maxsim import maxsim
 from embedmux.kernels.norm import add_layer_norm
 from embedmux.kernels.pool_encode import pool_encode
@@ -73,6 +73,7 @@ __all__ = [
     "maxsim",
     "pack_pq",
     "pack_weight",
+    "pack_weight_int8",
     "pool_encode",
     "pool_normalize",
     "post_norm_layer",

@@ -33,6 +33,11 @@ only where packed cannot serve (on AMX, halves of a gated activation whose width
 unmerged slices of a slot with merged ones), and refuses there a weight that is not contiguous: an expanded scalar of
 the weight's shape may stand in for it and saves its memory.
 
+packed may also be ``pack_weight_int8(weight)``, on the CPU: W as int8 codes with a scale for each output channel. The
+op then takes each row of x as uint8 codes with a scale and a zero point of that row alone, never of the batch; x Wᵀ is
+the product of codes in int32, times both scales. The low-rank part is not quantised. This changes values, by about half
+a percent of their spread, more where a row's largest value stands far out.
+
 Batch invariance: the bits of a row of y depend on that row of x and on its adapter alone, not on T, the row's place,
 its neighbours, their adapters or the number of threads. The compiled kernels keep this law; the reference, which
 leaves the sums to torch, does not promise it.
@@ -151,6 +156,10 @@ def _fake(
     return x.new_empty(x.size(0), weight.size(0) // (2 if activation in GATED else 1))
 
 
+def _fake_pack_weight_int8(weight: torch.Tensor) -> torch.Tensor:
+    return weight.new_empty(-(-weight.size(0) // 32), -(-weight.size(1) // 64) * 2048 + 256, dtype=torch.int8)
+
+
 def _fake_pack_weight(weight: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(weight)
 
@@ -158,4 +167,10 @@ def _fake_pack_weight(weight: torch.Tensor) -> torch.Tensor:
 lora_matmul = define("lora_matmul", SCHEMA, reference=_reference, fake=_fake, has_triton=True)
 pack_weight = define(
     "pack_weight", "(Tensor weight) -> Tensor", reference=reference.pack_weight, fake=_fake_pack_weight
+)
+pack_weight_int8 = define(
+    "pack_weight_int8",
+    "(Tensor weight) -> Tensor",
+    reference=reference.pack_weight_int8,
+    fake=_fake_pack_weight_int8,
 )
