@@ -35,8 +35,8 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor, x: torch.Tensor, we
     rounding = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[found.dtype]
     step = ((x.amax(1).clamp(min=0) - x.amin(1).clamp(max=0)) / 254).double()[:, None]
     error = (found.double() - expected).abs() - rounding * expected.abs() - 1e-5
-    assert (error <= 4 * step * weight.abs().amax().double() + 1e-6).all()
-    assert error.clamp(min=0).mean() <= 0.2 * step.mean() * weight.abs().mean().double() + 1e-6
+    assert (error <= 12 * step * weight.abs().amax().double() + 1e-6).all()
+    assert error.clamp(min=0).mean() <= 0.5 * step.mean() * weight.abs().mean().double() + 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
