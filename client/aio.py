@@ -161,10 +161,19 @@ class AsyncClient:
         return ranking(reply, request, errors)
 
     async def load_adapter(
-        self, path: str, *, id: str | None = None, model: str | None = None, timeout: float | None = None
+        self,
+        path: str,
+        *,
+        id: str | None = None,
+        model: str | None = None,
+        placement: str | None = None,
+        timeout: float | None = None,
     ) -> records.AdapterInfo:
-        """Loads the adapter folder ``path`` below the adapter root of ``model``; ``id`` None is the folder's name."""
-        request = adapters_pb2.LoadAdapterRequest(path=path, id=id or "", model=model or "")
+        """Loads the adapter folder ``path`` below the adapter root of ``model``; ``id`` None is the folder's name.
+
+        ``placement``: "low-rank", "merged" (texts pay nothing for it, memory does) or None for the server's default.
+        """
+        request = adapters_pb2.LoadAdapterRequest(path=path, id=id or "", model=model or "", placement=placement or "")
         return records.adapter_info(await self._call(self._stubs.adapters.Load, request, timeout))
 
     async def unload_adapter(self, id: str, *, model: str | None = None, timeout: float | None = None) -> None:

@@ -82,7 +82,8 @@ class ServerInfo:
 class AdapterInfo:
     """One loaded adapter. ``digest`` is the SHA-256 of its weights; ``num_bytes`` is what they take on the device.
 
-    ``role`` is set where a task has one adapter for queries and another for documents.
+    ``role`` is set where a task has one adapter for queries and another for documents. ``placement`` is "low-rank" or
+    "merged".
     """
 
     id: str
@@ -95,6 +96,7 @@ class AdapterInfo:
     calibrated_dimensions: tuple[int, ...]
     role: str | None
     model: str
+    placement: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,7 @@ def adapter_info(message: adapters_pb2.AdapterInfo) -> AdapterInfo:
         calibrated_dimensions=tuple(message.calibrated_dimensions),
         role=ROLE_NAMES.get(message.role),
         model=message.model,
+        placement=message.placement,
     )
 
 

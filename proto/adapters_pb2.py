@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from embedmux.proto import types_pb2 as embedmux_dot_proto_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65mbedmux/proto/adapters.proto\x12\x0b\x65mbedmux.v1\x1a\x1a\x65mbedmux/proto/types.proto\"=\n\x12LoadAdapterRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\"1\n\x14UnloadAdapterRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"$\n\x13ListAdaptersRequest\x12\r\n\x05model\x18\x01 \x01(\t\"B\n\x14ListAdaptersResponse\x12*\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x18.embedmux.v1.AdapterInfo\"\xa8\x02\n\x0b\x41\x64\x61pterInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x36\n\x07prompts\x18\x04 \x03(\x0b\x32%.embedmux.v1.AdapterInfo.PromptsEntry\x12\x10\n\x08max_rank\x18\x05 \x01(\r\x12\x13\n\x0bnum_targets\x18\x06 \x01(\r\x12\x11\n\tnum_bytes\x18\x07 \x01(\x04\x12\x1d\n\x15\x63\x61librated_dimensions\x18\x08 \x03(\r\x12\x1f\n\x04role\x18\t \x01(\x0e\x32\x11.embedmux.v1.Role\x12\r\n\x05model\x18\n \x01(\t\x1a.\n\x0cPromptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xeb\x01\n\x08\x41\x64\x61pters\x12\x41\n\x04Load\x12\x1f.embedmux.v1.LoadAdapterRequest\x1a\x18.embedmux.v1.AdapterInfo\x12O\n\x06Unload\x12!.embedmux.v1.UnloadAdapterRequest\x1a\".embedmux.v1.UnloadAdapterResponse\x12K\n\x04List\x12 .embedmux.v1.ListAdaptersRequest\x1a!.embedmux.v1.ListAdaptersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65mbedmux/proto/adapters.proto\x12\x0b\x65mbedmux.v1\x1a\x1a\x65mbedmux/proto/types.proto\"P\n\x12LoadAdapterRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x11\n\tplacement\x18\x04 \x01(\t\"1\n\x14UnloadAdapterRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"$\n\x13ListAdaptersRequest\x12\r\n\x05model\x18\x01 \x01(\t\"B\n\x14ListAdaptersResponse\x12*\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x18.embedmux.v1.AdapterInfo\"\xbb\x02\n\x0b\x41\x64\x61pterInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x36\n\x07prompts\x18\x04 \x03(\x0b\x32%.embedmux.v1.AdapterInfo.PromptsEntry\x12\x10\n\x08max_rank\x18\x05 \x01(\r\x12\x13\n\x0bnum_targets\x18\x06 \x01(\r\x12\x11\n\tnum_bytes\x18\x07 \x01(\x04\x12\x1d\n\x15\x63\x61librated_dimensions\x18\x08 \x03(\r\x12\x1f\n\x04role\x18\t \x01(\x0e\x32\x11.embedmux.v1.Role\x12\r\n\x05model\x18\n \x01(\t\x12\x11\n\tplacement\x18\x0b \x01(\t\x1a.\n\x0cPromptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xeb\x01\n\x08\x41\x64\x61pters\x12\x41\n\x04Load\x12\x1f.embedmux.v1.LoadAdapterRequest\x1a\x18.embedmux.v1.AdapterInfo\x12O\n\x06Unload\x12!.embedmux.v1.UnloadAdapterRequest\x1a\".embedmux.v1.UnloadAdapterResponse\x12K\n\x04List\x12 .embedmux.v1.ListAdaptersRequest\x1a!.embedmux.v1.ListAdaptersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,19 +35,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADAPTERINFO_PROMPTSENTRY']._loaded_options = None
   _globals['_ADAPTERINFO_PROMPTSENTRY']._serialized_options = b'8\001'
   _globals['_LOADADAPTERREQUEST']._serialized_start=74
-  _globals['_LOADADAPTERREQUEST']._serialized_end=135
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=137
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=186
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=188
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=211
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=213
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=249
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=251
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=317
-  _globals['_ADAPTERINFO']._serialized_start=320
-  _globals['_ADAPTERINFO']._serialized_end=616
-  _globals['_ADAPTERINFO_PROMPTSENTRY']._serialized_start=570
-  _globals['_ADAPTERINFO_PROMPTSENTRY']._serialized_end=616
-  _globals['_ADAPTERS']._serialized_start=619
-  _globals['_ADAPTERS']._serialized_end=854
+  _globals['_LOADADAPTERREQUEST']._serialized_end=154
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=156
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=205
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=207
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=230
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=232
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=268
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=270
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=336
+  _globals['_ADAPTERINFO']._serialized_start=339
+  _globals['_ADAPTERINFO']._serialized_end=654
+  _globals['_ADAPTERINFO_PROMPTSENTRY']._serialized_start=608
+  _globals['_ADAPTERINFO_PROMPTSENTRY']._serialized_end=654
+  _globals['_ADAPTERS']._serialized_start=657
+  _globals['_ADAPTERS']._serialized_end=892
 # @@protoc_insertion_point(module_scope)

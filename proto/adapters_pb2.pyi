@@ -8,14 +8,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LoadAdapterRequest(_message.Message):
-    __slots__ = ("path", "id", "model")
+    __slots__ = ("path", "id", "model", "placement")
     PATH_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     path: str
     id: str
     model: str
-    def __init__(self, path: _Optional[str] = ..., id: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+    placement: str
+    def __init__(self, path: _Optional[str] = ..., id: _Optional[str] = ..., model: _Optional[str] = ..., placement: _Optional[str] = ...) -> None: ...
 
 class UnloadAdapterRequest(_message.Message):
     __slots__ = ("id", "model")
@@ -42,7 +44,7 @@ class ListAdaptersResponse(_message.Message):
     def __init__(self, adapters: _Optional[_Iterable[_Union[AdapterInfo, _Mapping]]] = ...) -> None: ...
 
 class AdapterInfo(_message.Message):
-    __slots__ = ("id", "digest", "task", "prompts", "max_rank", "num_targets", "num_bytes", "calibrated_dimensions", "role", "model")
+    __slots__ = ("id", "digest", "task", "prompts", "max_rank", "num_targets", "num_bytes", "calibrated_dimensions", "role", "model", "placement")
     class PromptsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +62,7 @@ class AdapterInfo(_message.Message):
     CALIBRATED_DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     id: str
     digest: str
     task: str
@@ -70,4 +73,5 @@ class AdapterInfo(_message.Message):
     calibrated_dimensions: _containers.RepeatedScalarFieldContainer[int]
     role: _types_pb2.Role
     model: str
-    def __init__(self, id: _Optional[str] = ..., digest: _Optional[str] = ..., task: _Optional[str] = ..., prompts: _Optional[_Mapping[str, str]] = ..., max_rank: _Optional[int] = ..., num_targets: _Optional[int] = ..., num_bytes: _Optional[int] = ..., calibrated_dimensions: _Optional[_Iterable[int]] = ..., role: _Optional[_Union[_types_pb2.Role, str]] = ..., model: _Optional[str] = ...) -> None: ...
+    placement: str
+    def __init__(self, id: _Optional[str] = ..., digest: _Optional[str] = ..., task: _Optional[str] = ..., prompts: _Optional[_Mapping[str, str]] = ..., max_rank: _Optional[int] = ..., num_targets: _Optional[int] = ..., num_bytes: _Optional[int] = ..., calibrated_dimensions: _Optional[_Iterable[int]] = ..., role: _Optional[_Union[_types_pb2.Role, str]] = ..., model: _Optional[str] = ..., placement: _Optional[str] = ...) -> None: ...

@@ -9,6 +9,8 @@ from embedmux.server.errors import InvalidConfig
 
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("cpu", "cuda")
+PLACEMENTS = ("low-rank", "merged")
+QUANTIZE = ("none", "int8")
 MAX_THREADS = 1024
 
 
@@ -33,13 +35,16 @@ class EngineConfig:
     """What the engine process is started with; it crosses the process border as JSON.
 
     Sizes are in tokens, texts or bytes as their names say, and hold for each model. ``max_prefix_tokens`` is how many
-    tokens of shared prefixes a causal model keeps; 0 keeps none.
+    tokens of shared prefixes a causal model keeps; 0 keeps none. ``placement`` is that of adapters whose Load names
+    none, those of the start included. ``quantize`` "int8" multiplies the backbone's weights as int8 codes.
     """
 
     models: tuple[ModelConfig, ...] = (ModelConfig(),)
     loads_adapters: bool = True  # at the start, all that the root holds; a restarted engine is told what to load
     dtype: str = "float32"
+    quantize: str = "none"
     device: str = "cpu"
+    placement: str = "low-rank"
     threads: int | None = None
     max_batch_tokens: int = 2048
     max_batch_texts: int = 256
@@ -55,6 +60,13 @@ class EngineConfig:
             raise InvalidConfig(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
         if self.device not in DEVICES:
             raise InvalidConfig(f"device is {self.device!r}; it must be one of {', '.join(DEVICES)}")
+        if self.placement not in PLACEMENTS:
+            raise InvalidConfig(f"placement is {self.placement!r}; it must be one of {', '.join(PLACEMENTS)}")
+        if self.quantize not in QUANTIZE:
+            raise InvalidConfig(f"quantize is {self.quantize!r}; it must be one of {', '.join(QUANTIZE)}")
+        for name, value in (("placement", "merged"), ("quantize", "int8")):
+            if self.device != "cpu" and getattr(self, name) == value:
+                raise InvalidConfig(f"{name} {value!r} is served on the CPU only; leave it out, or use --device cpu")
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
             raise InvalidConfig(f"threads is {self.threads}; it must be 1 to {MAX_THREADS}")
         if self.max_prefix_tokens < 0:

@@ -71,10 +71,12 @@ class Desk:
     def __init__(self, served: list[Served]) -> None:
         self._served = served
 
-    async def load(self, path: str, adapter_id: str | None, model: str | None) -> AdapterInfo:
+    async def load(
+        self, path: str, adapter_id: str | None, model: str | None, placement: str | None = None
+    ) -> AdapterInfo:
         """Loads a folder below a model's adapter root."""
         found = self._find(model)
-        return replace(await found.port.load_adapter(path, adapter_id), model=found.name)
+        return replace(await found.port.load_adapter(path, adapter_id, placement), model=found.name)
 
     async def unload(self, adapter_id: str, model: str | None) -> None:
         """Takes an adapter out of service."""

@@ -20,6 +20,7 @@ class AdapterInfo:
     num_bytes: int
     num_targets: int
     role: str | None = None  # where a task has one adapter for queries and another for documents
+    placement: str = "low-rank"  # or "merged"
     model: str = ""  # the name of the model it belongs to; the engine leaves it to the front
 
 

@@ -12,6 +12,7 @@ import torch
 from embedmux.kernels import ops
 from embedmux.server.adapters.arena import AdapterArena
 from embedmux.server.adapters.directory import list_adapter_folders, read_adapter, read_calibrations
+from embedmux.server.adapters.merged import MergedWeights
 from embedmux.server.adapters.registry import AdapterRegistry
 from embedmux.server.adapters.stacked import read_stacked
 from embedmux.server.backbones import find_family
@@ -20,6 +21,7 @@ from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.batching.graphs import GraphedBackbone
 from embedmux.server.batching.pack import Packing, Piece, pack, piece_of, to_device
 from embedmux.server.batching.prefixes import PrefixCache, make_pool
+from embedmux.server.batching.runs import run_apart
 from embedmux.server.checkpoint.folder import ModelFolder
 from embedmux.server.checkpoint.read import read
 from embedmux.server.config import EngineConfig, ModelConfig
@@ -28,8 +30,8 @@ from embedmux.server.facts import AdapterInfo, ModelInfo
 from embedmux.server.heads.build import Heads, build_heads
 from embedmux.server.models import find_model
 from embedmux.server.outputs import encode_all_kinds, encode_rows
-from embedmux.server.packed import LowRankTables
-from embedmux.server.records import BASE_MODEL, Calibration, Sequence
+from embedmux.server.packed import LowRankTables, TokenStates
+from embedmux.server.records import BASE_MODEL, Calibration, Placement, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ class LoadedModel:
             device=self.device,
         )
         checkpoint = Checkpoint(self.folder, prefixes=family.PREFIXES, device=self.device)
-        low_rank = LowRankTables(arena.data, arena.tables)
+        low_rank = LowRankTables(arena.data, arena.tables, is_int8=config.quantize == "int8")
         self.backbone = family.Backbone(shape, checkpoint, low_rank=low_rank, dtype=self.dtype)
         self.heads: Heads = build_heads(contract, checkpoint, shape.hidden_size, self.backbone.words)
         own = read_stacked(checkpoint, ModelFolder(self.folder), shape.linears)
@@ -75,18 +77,28 @@ class LoadedModel:
             self._prefixes = PrefixCache(config.max_prefix_tokens)
         self._graphs = self._capture(config) if self.device.type == "cuda" else None
         calibrations = self._base_calibrations()
-        self.registry = AdapterRegistry(arena, calibrations)
+        self._placement = Placement(config.placement)
+        self._merged: MergedWeights | None = None
+        if self.device.type == "cpu":
+            self._merged = MergedWeights(
+                shape.linears,
+                low_rank.linears,
+                lambda: Checkpoint(self.folder, prefixes=family.PREFIXES, device=self.device),
+            )
+        self.registry = AdapterRegistry(arena, calibrations, self._merged)
         if config.loads_adapters:
             self._load_all()
         self.info = self._describe(model.name, checkpoint.digest(), calibrations, config, notes=reading.notes)
 
-    def load_adapter(self, path: str, adapter_id: str | None) -> AdapterInfo:
+    def load_adapter(self, path: str, adapter_id: str | None, placement: str | None = None) -> AdapterInfo:
         """Reads, checks and places an adapter folder below the adapter root; raises AdapterRejected.
 
-        The adapters that the checkpoint itself holds are loaded again by their ids.
+        The adapters that the checkpoint itself holds are loaded again by their ids. ``placement`` None is that of the
+        configuration.
         """
+        placed = self._placement if placement is None else Placement(placement)
         if path in self._own and adapter_id in (None, path):
-            return self.registry.add(self._own[path])
+            return self.registry.add(self._own[path], placed)
         root = self.adapter_root
         if root is None:
             raise AdapterRejected(
@@ -96,7 +108,7 @@ class LoadedModel:
         adapter = read_adapter(
             root / Path(path), self.targets, root=root, adapter_id=adapter_id, max_rank=self._max_rank
         )
-        return self.registry.add(replace(adapter, calibrations=self._on_device(adapter.calibrations)))
+        return self.registry.add(replace(adapter, calibrations=self._on_device(adapter.calibrations)), placed)
 
     @torch.inference_mode()
     def compute(self, sequences: list[Sequence]) -> list[bytes | EngineFailure]:
@@ -108,11 +120,8 @@ class LoadedModel:
         else:
             pieces, places = self._prefixes.split(sequences, wholes)
         try:
-            layout = pack(pieces, self._packing)
-            if self._graphs is not None:
-                states, _ = self._graphs(layout)
-            else:
-                states = self.backbone(to_device(layout, self._packing, self.device))
+            states, moved = run_apart(pieces, self._merged.slots if self._merged else (), self._forward)
+            places = [moved[place] for place in places]
             token_ids = [piece.token_ids for piece in wholes]
             rows = encode_rows(states, places, token_ids, specs, self.contract.pooling, self.heads)
         except Exception:
@@ -120,6 +129,13 @@ class LoadedModel:
                 self._prefixes.clear()
             raise
         return [row if isinstance(row, EngineFailure) else row.tobytes() for row in rows]
+
+    def _forward(self, pieces: list[Piece], merged: int) -> TokenStates:
+        layout = pack(pieces, self._packing)
+        if self._graphs is not None:
+            states, _ = self._graphs(layout)
+            return states
+        return self.backbone(to_device(layout, self._packing, self.device, merged=merged))
 
     def _calibration(self, sequence: Sequence) -> Calibration | None:
         """The ranges that a text's codes are made with; None for encodings without."""
@@ -180,6 +196,8 @@ class LoadedModel:
         notes: tuple[str, ...],
     ) -> ModelInfo:
         contract, score = self.contract, self.contract.score
+        if config.quantize == "int8":
+            notes = (*notes, "its linears multiply int8 codes (--quantize int8), which moves vectors a little")
         return ModelInfo(
             name=name,
             digest=f"{digest}:{self.heads.digest}" if self.heads.digest else digest,

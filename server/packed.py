@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from embedmux.server.records import BASE_MODEL
 
 if TYPE_CHECKING:
     import torch
@@ -42,19 +44,27 @@ class FusedLinear:
 
 @dataclass(frozen=True, slots=True)
 class LowRankTables:
-    """Where the kernels find every loaded adapter: ``data`` [E] holds all factors, ``tables`` a linear's name ->
-    int64 [max_slots, J, 3] of (a_offset, b_offset, rank) in elements for each slot and slice."""
+    """What the linears of a backbone share. Where the kernels find every loaded adapter: ``data`` [E] holds all
+    factors, ``tables`` a linear's name -> int64 [max_slots, J, 3] of (a_offset, b_offset, rank) in elements for each
+    slot and slice. ``is_int8``: weights are kept and multiplied as int8 codes. ``linears``: each enters itself by name.
+    """
 
     data: torch.Tensor
     tables: dict[str, torch.Tensor]
+    is_int8: bool = False
+    linears: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Consecutive rows that share an adapter: offsets [G + 1] int32, slots [G] int32 (BASE_MODEL for none)."""
+    """Consecutive rows that share an adapter: offsets [G + 1] int32, slots [G] int32 (BASE_MODEL for none).
+
+    ``merged`` is the slot of the adapter that is merged into the weights of all these rows, BASE_MODEL for none.
+    """
 
     offsets: torch.Tensor
     slots: torch.Tensor
+    merged: int = BASE_MODEL
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,13 @@ class Truncate(enum.Enum):
     START = "start"
 
 
+class Placement(enum.Enum):
+    """How an adapter is applied; fixed when it is loaded, since the two differ in the last bits of a vector."""
+
+    LOW_RANK = "low-rank"  # its factors, beside the base weights
+    MERGED = "merged"  # added into a copy of the weights it changes
+
+
 class Pooling(enum.Enum):
     """How token states become one vector."""
 

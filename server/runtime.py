@@ -35,9 +35,9 @@ class Runtime:
             ),
         )
 
-    def load_adapter(self, model: int, path: str, adapter_id: str | None) -> AdapterInfo:
+    def load_adapter(self, model: int, path: str, adapter_id: str | None, placement: str | None = None) -> AdapterInfo:
         """Loads an adapter folder below a model's adapter root; raises AdapterRejected."""
-        return self.models[model].load_adapter(path, adapter_id)
+        return self.models[model].load_adapter(path, adapter_id, placement)
 
     def unload_adapter(self, model: int, adapter_id: str) -> None:
         """Takes an adapter out of service; raises NotFound."""

@@ -27,12 +27,13 @@ RETRY_AFTER_S = 1.0  # room appears when somebody unloads an adapter, which is a
 class StagedAdapter:
     """An adapter as the arena stores it, still on the host: ``factors`` [n], and per linear its table row [J, 3].
 
-    Offsets in ``rows`` count from the start of ``factors``.
+    Offsets in ``rows`` count from the start of ``factors``. ``merged_bytes`` is what it takes outside the arena.
     """
 
     id: str
     factors: torch.Tensor
     rows: dict[str, list[tuple[int, int, int]]]
+    merged_bytes: int = 0
 
 
 class AdapterArena:
@@ -68,13 +69,14 @@ class AdapterArena:
         self._targets = {target for linear in self.linears for target in linear.targets}
         self._free = FreeList(num_elements, alignment=self._alignment)
         self._regions: dict[int, int] = {}  # start of the region by slot
+        self._merged_bytes: dict[int, int] = {}  # of merged adapters, by slot
         # A load must not wait behind the batches that are queued on the device, nor they behind it.
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @property
     def num_used_bytes(self) -> int:
-        """Bytes of ``data`` that belong to an adapter, alignment included."""
-        return self._free.used * self.dtype.itemsize
+        """Bytes that belong to adapters: of ``data``, alignment included, and of merged weights."""
+        return self._free.used * self.dtype.itemsize + sum(self._merged_bytes.values())
 
     @property
     def num_used_slots(self) -> int:
@@ -138,15 +140,23 @@ class AdapterArena:
                 f"adapter {staged.id!r}: all {self.max_slots} adapter slots are taken; unload one", RETRY_AFTER_S
             )
         size = staged.factors.numel()
-        start = self._free.allocate(size)
+        needed = size * self.dtype.itemsize + staged.merged_bytes
+        if needed > self.max_bytes:
+            reject(
+                f"adapter {staged.id!r}",
+                f"needs {needed} bytes on the device, the limit for all is {self.max_bytes}; raise it "
+                "(--max-adapter-bytes)",
+            )
+        fits = self.num_used_bytes + needed <= self.max_bytes
+        start = (self._free.allocate(size) if size else 0) if fits else None
         if start is None:
-            item = self.dtype.itemsize
             raise Overloaded(
-                f"adapter {staged.id!r}: needs {size * item} bytes in one piece, {self.num_used_bytes} of "
+                f"adapter {staged.id!r}: needs {needed} bytes in one piece, {self.num_used_bytes} of "
                 f"{self.max_bytes} are taken; unload an adapter",
                 RETRY_AFTER_S,
             )
         self._regions[slot] = start
+        self._merged_bytes[slot] = staged.merged_bytes
         with self._writing():
             self.data[start : start + size].copy_(staged.factors, non_blocking=True)
             # The rows are written last: until then the slot has rank 0 everywhere.
@@ -160,7 +170,9 @@ class AdapterArena:
         with self._writing():
             for table in self.tables.values():
                 table[slot].zero_()
-        self._free.free(self._regions.pop(slot))
+        start = self._regions.pop(slot)
+        if not self._merged_bytes.pop(slot):
+            self._free.free(start)
 
     def _aligned(self, offset: int) -> int:
         return -(-offset // self._alignment) * self._alignment

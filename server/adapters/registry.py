@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from embedmux.server.adapters.arena import AdapterArena
+from embedmux.server.adapters.files import reject
+from embedmux.server.adapters.merged import MergedWeights, Staged
 from embedmux.server.errors import AdapterConflict, NotFound
 from embedmux.server.facts import AdapterInfo
-from embedmux.server.records import BASE_MODEL, Adapter, Calibration
+from embedmux.server.records import BASE_MODEL, Adapter, Calibration, Placement
 
 
 @dataclass(slots=True)
@@ -31,33 +33,47 @@ class AdapterRegistry:
     """Every method may be called from any thread; the arena is only touched under the registry's lock.
 
     Reading and staging an adapter happen before the lock is taken, so a load holds up the device thread for one copy.
-    ``base_calibrations``: the bare model's, by dimensions.
+    ``base_calibrations``: the bare model's, by dimensions. ``merged``: who merges adapters, None where nobody does.
     """
 
-    def __init__(self, arena: AdapterArena, base_calibrations: Mapping[int, Calibration] | None = None) -> None:
+    def __init__(
+        self,
+        arena: AdapterArena,
+        base_calibrations: Mapping[int, Calibration] | None = None,
+        merged: MergedWeights | None = None,
+    ) -> None:
         self._arena = arena
+        self._merged = merged
         self._base_calibrations = dict(base_calibrations or {})
         self._lock = threading.Lock()
         self._handles = itertools.count()  # int32 on the wire; never reused, so a late text cannot meet another adapter
         self._loaded: dict[int, _Loaded] = {}  # by handle, draining ones included
         self._ready: dict[str, int] = {}  # handle by id
 
-    def add(self, adapter: Adapter) -> AdapterInfo:
+    def add(self, adapter: Adapter, placement: Placement = Placement.LOW_RANK) -> AdapterInfo:
         """Load an adapter; the same one again returns what is there.
 
         Raises AdapterConflict when the id is taken by another, AdapterRejected when it can never fit, Overloaded when
         it does not fit now.
         """
         with self._lock:
-            present = self._present(adapter)
+            present = self._present(adapter, placement)
         if present is not None:
             return present
-        staged = self._arena.stage(adapter)
+        merged: Staged = {}
+        if placement is Placement.LOW_RANK:
+            staged = self._arena.stage(adapter)
+        elif self._merged is not None:
+            staged, merged = self._merged.stage(adapter)
+        else:
+            reject(f"adapter {adapter.id!r}", "merged placement is served on the CPU only; load it as low-rank")
         with self._lock:
-            present = self._present(adapter)  # another thread may have added it in the meantime
+            present = self._present(adapter, placement)  # another thread may have added it in the meantime
             if present is not None:
                 return present
             slot = self._arena.place(staged)
+            if self._merged is not None and placement is Placement.MERGED:
+                self._merged.place(slot, merged)
             handle = next(self._handles)
             info = AdapterInfo(
                 handle=handle,
@@ -67,8 +83,9 @@ class AdapterRegistry:
                 prompts=dict(adapter.prompts),
                 calibrations=_ids(adapter.calibrations),
                 max_rank=adapter.max_rank,
-                num_bytes=adapter.num_bytes,
+                num_bytes=adapter.num_bytes if placement is Placement.LOW_RANK else staged.merged_bytes,
                 num_targets=len(adapter.targets),
+                placement=placement.value,
             )
             self._loaded[handle] = _Loaded(info, slot, dict(adapter.calibrations))
             self._ready[adapter.id] = handle
@@ -127,7 +144,7 @@ class AdapterRegistry:
         with self._lock:
             return len(self._loaded) - len(self._ready)
 
-    def _present(self, adapter: Adapter) -> AdapterInfo | None:
+    def _present(self, adapter: Adapter, placement: Placement) -> AdapterInfo | None:
         """The ready adapter of that id when it is the same one. Raises AdapterConflict."""
         handle = self._ready.get(adapter.id)
         if handle is None:
@@ -140,6 +157,7 @@ class AdapterRegistry:
             )
         asked = {
             "task": (info.task, adapter.task),
+            "placement": (info.placement, placement.value),
             "prompts": (info.prompts, adapter.prompts),
             "calibrations": (info.calibrations, _ids(adapter.calibrations)),
         }
@@ -155,6 +173,8 @@ class AdapterRegistry:
         loaded = self._loaded[handle]
         if loaded.is_draining and loaded.num_leases == 0:
             del self._loaded[handle]
+            if self._merged is not None:
+                self._merged.evict(loaded.slot)
             self._arena.evict(loaded.slot)
 
 

@@ -11,6 +11,7 @@ from embedmux.kernels.lora_matmul import GATED
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.packed import Batch, FusedLinear, LowRankTables, PooledRows, Segments
 
+Weight = tuple[torch.Tensor, torch.Tensor | None]  # plain (or a stand-in), and the layout that kernels read
 GATED_STEP = 32  # halves of other widths are multiplied from the plain weight on AMX; see kernels/lora_matmul
 
 
@@ -31,21 +32,34 @@ class LoraLinear:
         is_biased: bool,
         activation: str = "none",
     ) -> None:
-        weight = torch.cat(_slices(linear, checkpoint, dtype))
-        self.bias = torch.cat(_slices(linear, checkpoint, dtype, is_bias=True)) if is_biased else None
-        self.activation = activation
+        self.bias = torch.cat(read_slices(linear, checkpoint, dtype, is_bias=True)) if is_biased else None
+        self.dtype, self.activation, self.is_int8 = dtype, activation, low_rank.is_int8
         self.widths = [width for _, width in linear.slices]
         self.low_rank = low_rank.data
         self.adapters = low_rank.tables[linear.name]
-        self.weight, self.packed = _packed(weight, activation)
+        read_as = torch.float32 if self.is_int8 else dtype
+        self.base = self.lay_out(torch.cat(read_slices(linear, checkpoint, read_as)))
+        self.merged: dict[int, Weight] = {}  # by slot: the weights of adapters that are merged into them
+        low_rank.linears[linear.name] = self
 
     def __call__(self, x: torch.Tensor, segments: Segments) -> torch.Tensor:
         """x [T, in] -> [T, out] ([T, out / 2] from a gated activation), same dtype."""
+        weight, packed = self.weight_for(segments)
         found: torch.Tensor = torch.ops.embedmux.lora_matmul(
-            x, self.weight, self.bias, self.low_rank, self.adapters,
-            segments.offsets, segments.slots, self.widths, self.activation, self.packed,
+            x, weight, self.bias, self.low_rank, self.adapters,
+            segments.offsets, segments.slots, self.widths, self.activation, packed,
         )  # fmt: skip
         return found
+
+    def weight_for(self, segments: Segments) -> Weight:
+        """The weight of these rows: the base model's, or with an adapter merged into it."""
+        return self.merged.get(segments.merged, self.base)
+
+    def lay_out(self, weight: torch.Tensor) -> Weight:
+        """weight [out, in] of any floating dtype as this linear multiplies it."""
+        if self.is_int8:
+            return _stand_in(weight.shape, self.dtype), ops.pack_weight_int8(weight)
+        return _packed(weight.to(self.dtype), self.activation)
 
 
 class Linear:
@@ -168,10 +182,11 @@ class PostNormLayer:
     def __call__(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
         """states [T, hidden] -> [T, hidden], same dtype."""
         segments, linears = batch.segments, self.linears
+        weights = [linear.weight_for(segments) for linear in linears]
         found: torch.Tensor = torch.ops.embedmux.post_norm_layer(
             states, batch.offsets, self.num_heads, self.scale, self.eps, linears[2].activation,
-            [linear.weight for linear in linears], self.biases, self.norms, linears[0].low_rank, self.adapters,
-            segments.offsets, segments.slots, [linear.packed for linear in linears if linear.packed is not None],
+            [weight for weight, _ in weights], self.biases, self.norms, linears[0].low_rank, self.adapters,
+            segments.offsets, segments.slots, [packed for _, packed in weights if packed is not None],
         )  # fmt: skip
         return found
 
@@ -189,9 +204,10 @@ def keep_pooled(pooled: PooledRows, *states: torch.Tensor) -> list[torch.Tensor]
     return [state.index_select(0, pooled.rows) for state in states]
 
 
-def _slices(
+def read_slices(
     linear: FusedLinear, checkpoint: Checkpoint, dtype: torch.dtype, *, is_bias: bool = False
 ) -> list[torch.Tensor]:
+    """The weights [width, in] (or biases [width]) of a fused linear's slices, out of the checkpoint."""
     whole: dict[str, torch.Tensor] = {}
     for name, (in_features, width) in linear.targets.items():
         if is_bias:
@@ -201,7 +217,7 @@ def _slices(
     return [whole[name][start : start + width] for name, start, width in linear.parts]
 
 
-def _packed(weight: torch.Tensor, activation: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _packed(weight: torch.Tensor, activation: str) -> Weight:
     """The weight and its layout for the machine; where the layout says it all, a stand-in without memory of its own.
 
     The GPU's kernels read the plain weight; on the CPU a layout of its own is faster.
@@ -212,4 +228,9 @@ def _packed(weight: torch.Tensor, activation: str) -> tuple[torch.Tensor, torch.
     is_amx = weight.dtype == torch.bfloat16 and ops.cpu_isa() == "amx"
     if is_amx and activation in GATED and weight.shape[0] % (2 * GATED_STEP):
         return weight, packed
-    return torch.zeros((), dtype=weight.dtype).expand(weight.shape), packed
+    return _stand_in(weight.shape, weight.dtype), packed
+
+
+def _stand_in(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """A weight in name alone, beside a layout that says it all."""
+    return torch.zeros((), dtype=dtype).expand(shape)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from embedmux.server.packed import Batch, PooledRows, Segments, SharedPrefixes
-from embedmux.server.records import Pooling, Sequence
+from embedmux.server.records import BASE_MODEL, Pooling, Sequence
 
 NO_PREFIX = -1
 
@@ -121,8 +121,8 @@ def pack(pieces: list[Piece], packing: Packing) -> Layout:
     )
 
 
-def to_device(layout: Layout, packing: Packing, device: torch.device) -> Batch:
-    """The batch as tensors of just its size."""
+def to_device(layout: Layout, packing: Packing, device: torch.device, *, merged: int = BASE_MODEL) -> Batch:
+    """The batch as tensors of just its size; ``merged``: see Segments."""
 
     def put(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
@@ -132,15 +132,18 @@ def to_device(layout: Layout, packing: Packing, device: torch.device) -> Batch:
         {name: put(getattr(layout, name)) for name in Layout.__dataclass_fields__},
         torch.arange(count, dtype=torch.int32, device=device),
         packing,
+        merged=merged,
     )
 
 
-def make_batch(arrays: dict[str, torch.Tensor], counting: torch.Tensor, packing: Packing) -> Batch:
+def make_batch(
+    arrays: dict[str, torch.Tensor], counting: torch.Tensor, packing: Packing, *, merged: int = BASE_MODEL
+) -> Batch:
     """A Batch over a layout's arrays on the device; ``counting`` [n + 1] int32 is 0, 1, .. n."""
     slots = arrays["segment_slots"]
     pooled = prefixes = None
     if packing.pooled is not None:
-        pooled = PooledRows(arrays["pooled_rows"], Segments(arrays["segment_pieces"], slots), counting)
+        pooled = PooledRows(arrays["pooled_rows"], Segments(arrays["segment_pieces"], slots, merged), counting)
     if packing.pool is not None:
         names = ("prefix_offsets", "prefix_of", "source", "target")
         prefixes = SharedPrefixes(*packing.pool, *(arrays[name] for name in names))
@@ -149,7 +152,7 @@ def make_batch(arrays: dict[str, torch.Tensor], counting: torch.Tensor, packing:
         positions=arrays["positions"],
         types=arrays["types"],
         offsets=arrays["offsets"],
-        segments=Segments(arrays["segment_offsets"], slots),
+        segments=Segments(arrays["segment_offsets"], slots, merged),
         pooled=pooled,
         prefixes=prefixes,
         num_keys=arrays["num_keys"] if packing.unread_token is not None else None,

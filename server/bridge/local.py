@@ -72,9 +72,11 @@ class LocalEngine:
             raise
         return bytes(out), job.errors
 
-    async def load_adapter(self, model: int, path: str, adapter_id: str | None) -> AdapterInfo:
+    async def load_adapter(
+        self, model: int, path: str, adapter_id: str | None, placement: str | None = None
+    ) -> AdapterInfo:
         """Loads an adapter folder below a model's root."""
-        info = await asyncio.to_thread(self.runtime.load_adapter, model, path, adapter_id)
+        info = await asyncio.to_thread(self.runtime.load_adapter, model, path, adapter_id, placement)
         self._refresh(model)
         return info
 

@@ -27,8 +27,8 @@ class EnginePort(Protocol):
     ) -> Answer:
         """Rows of tokenised texts one after another (``OutputSpec``), and the errors of texts that have none."""
 
-    async def load_adapter(self, path: str, adapter_id: str | None) -> AdapterInfo:
-        """Loads an adapter folder below the model's root."""
+    async def load_adapter(self, path: str, adapter_id: str | None, placement: str | None = None) -> AdapterInfo:
+        """Loads an adapter folder below the model's root; ``placement`` None is the engine's own."""
 
     async def unload_adapter(self, adapter_id: str) -> None:
         """Takes an adapter out of service."""
@@ -49,7 +49,9 @@ class Engines(Protocol):
     ) -> Answer:
         """See EnginePort."""
 
-    async def load_adapter(self, model: int, path: str, adapter_id: str | None) -> AdapterInfo:
+    async def load_adapter(
+        self, model: int, path: str, adapter_id: str | None, placement: str | None = None
+    ) -> AdapterInfo:
         """See EnginePort."""
 
     async def unload_adapter(self, model: int, adapter_id: str) -> None:
@@ -79,9 +81,9 @@ class ModelPort:
         """See EnginePort."""
         return await self._engines.embed(self._place, tokens, adapters, output, deadline)
 
-    async def load_adapter(self, path: str, adapter_id: str | None) -> AdapterInfo:
+    async def load_adapter(self, path: str, adapter_id: str | None, placement: str | None = None) -> AdapterInfo:
         """See EnginePort."""
-        return await self._engines.load_adapter(self._place, path, adapter_id)
+        return await self._engines.load_adapter(self._place, path, adapter_id, placement)
 
     async def unload_adapter(self, adapter_id: str) -> None:
         """See EnginePort."""

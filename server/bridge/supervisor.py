@@ -41,14 +41,14 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._closing = False
-        # (place of the model, adapter id) -> (path below the model's root, digest)
-        self._in_service: dict[tuple[int, str], tuple[str, str]] = {}
+        # (place of the model, adapter id) -> (path below the model's root, digest, placement)
+        self._in_service: dict[tuple[int, str], tuple[str, str, str]] = {}
 
     async def start(self) -> None:
         """Starts the engine and waits until it is ready; raises its error if the model cannot be served."""
         self._link = await self._launch(self._config)
         self._in_service = {
-            (model, info.id): (info.id, info.digest)
+            (model, info.id): (info.id, info.digest, info.placement)
             for model, adapters in enumerate(self._link.adapters)
             for info in adapters.values()
         }
@@ -70,20 +70,23 @@ class Supervisor:
         """See EngineLink.embed."""
         return await self._ready_link().embed(model, tokens, adapters, output, deadline)
 
-    async def load_adapter(self, model: int, path: str, adapter_id: str | None) -> AdapterInfo:
+    async def load_adapter(
+        self, model: int, path: str, adapter_id: str | None, placement: str | None = None
+    ) -> AdapterInfo:
         """Loads an adapter folder below a model's root; it stays loaded over restarts of the engine process."""
         # Shielded: what the engine has done must be known here, even if the caller does not wait for it.
-        return await asyncio.shield(asyncio.ensure_future(self._load(model, path, adapter_id)))
+        return await asyncio.shield(asyncio.ensure_future(self._load(model, path, adapter_id, placement)))
 
     async def unload_adapter(self, model: int, adapter_id: str) -> None:
         """Takes an adapter out of service."""
         await asyncio.shield(asyncio.ensure_future(self._unload(model, adapter_id)))
 
-    async def _load(self, model: int, path: str, adapter_id: str | None) -> AdapterInfo:
+    async def _load(self, model: int, path: str, adapter_id: str | None, placement: str | None) -> AdapterInfo:
         link = self._ready_link()
-        info = adapter_info(await link.call("load_adapter", model=model, path=path, adapter_id=adapter_id))
+        wanted = {"model": model, "path": path, "adapter_id": adapter_id, "placement": placement}
+        info = adapter_info(await link.call("load_adapter", **wanted))
         link.adapters[model] = {**link.adapters[model], info.id: info}
-        self._in_service[model, info.id] = (path, info.digest)
+        self._in_service[model, info.id] = (path, info.digest, info.placement)
         return info
 
     async def _unload(self, model: int, adapter_id: str) -> None:
@@ -148,9 +151,10 @@ class Supervisor:
 
     async def _restore(self, link: EngineLink) -> None:
         """Brings a fresh engine's adapters to exactly what was in service before, or leaves one out and says so."""
-        for (model, adapter_id), (path, digest) in list(self._in_service.items()):
+        for (model, adapter_id), (path, digest, placement) in list(self._in_service.items()):
             try:
-                info = adapter_info(await link.call("load_adapter", model=model, path=path, adapter_id=adapter_id))
+                wanted = {"model": model, "path": path, "adapter_id": adapter_id, "placement": placement}
+                info = adapter_info(await link.call("load_adapter", **wanted))
                 if info.digest != digest:
                     await link.call("unload_adapter", model=model, adapter_id=adapter_id)
                     raise AdapterRejected(f"its folder now holds other weights ({info.digest[:12]}, not {digest[:12]})")

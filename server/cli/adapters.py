@@ -1,6 +1,6 @@
 """``embedmux adapters``: adapters of a running server. ``check`` needs torch and lives in adapters_check.py."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 from rich.filesize import decimal
@@ -31,7 +31,17 @@ def list_adapters(*, model: str | None = None, server: Server = "localhost:50051
     with Client(server) as client:
         adapters = client.adapters(model=model)
     table = Table(
-        "adapter", "model", "task", "rank", "linears", "size", "int8 sizes", "prompts", "digest", header_style="bold"
+        "adapter",
+        "model",
+        "task",
+        "rank",
+        "placement",
+        "linears",
+        "size",
+        "int8 sizes",
+        "prompts",
+        "digest",
+        header_style="bold",
     )
     for adapter in adapters:
         table.add_row(
@@ -39,6 +49,7 @@ def list_adapters(*, model: str | None = None, server: Server = "localhost:50051
             adapter.model,
             (adapter.task or "none") + (f", {adapter.role}" if adapter.role else ""),
             str(adapter.max_rank),
+            adapter.placement,
             str(adapter.num_targets),
             decimal(adapter.num_bytes),
             ", ".join(map(str, adapter.calibrated_dimensions)) or "none",
@@ -49,7 +60,14 @@ def list_adapters(*, model: str | None = None, server: Server = "localhost:50051
 
 
 @app.command
-def load(path: str, *, id: str | None = None, model: Model = None, server: Server = "localhost:50051") -> None:
+def load(
+    path: str,
+    *,
+    id: str | None = None,
+    model: Model = None,
+    placement: Literal["low-rank", "merged"] | None = None,
+    server: Server = "localhost:50051",
+) -> None:
     """Load an adapter folder into a running server.
 
     Example: `embedmux adapters load legal/v2 --id legal`. The same folder again changes nothing.
@@ -60,9 +78,13 @@ def load(path: str, *, id: str | None = None, model: Model = None, server: Serve
         A folder below the model's adapter root (`embedmux serve --adapters ROOT`).
     id
         The name requests will use; default: the folder's name.
+    placement
+        low-rank keeps the factors beside the base weights: small and quick to load, some percent slower a text. merged
+        adds them into a copy of the weights: as fast as the base model, at the memory of that copy. Default: the
+        server's (`embedmux serve --placement`).
     """
     with Client(server) as client:
-        adapter = client.load_adapter(path, id=id, model=model)
+        adapter = client.load_adapter(path, id=id, model=model, placement=placement)
     text = f"loaded {adapter.id}: task {adapter.task or 'none'}, rank {adapter.max_rank}, {adapter.num_targets} linears"
     console.output().print(f"{text}, {decimal(adapter.num_bytes)}")
 

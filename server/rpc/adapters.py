@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from embedmux.proto import adapters_pb2
 from embedmux.server.errors import InvalidRequest
+from embedmux.server.records import Placement
 from embedmux.server.rpc import describe
 from embedmux.server.rpc.calls import Call
 from embedmux.server.rpc.ports import AdapterDesk
@@ -22,7 +23,11 @@ class Adapters:
         """The adapter, once texts may use it."""
         if not request.path:
             raise InvalidRequest("path is empty; name a folder below the server's adapter root")
-        return describe.adapter_info(await self._desk.load(request.path, request.id or None, request.model or None))
+        placement = request.placement or None
+        if placement not in (None, *(each.value for each in Placement)):
+            raise InvalidRequest(f"placement is {placement!r}; it must be low-rank or merged, or empty for the default")
+        loaded = await self._desk.load(request.path, request.id or None, request.model or None, placement)
+        return describe.adapter_info(loaded)
 
     async def Unload(self, request: adapters_pb2.UnloadAdapterRequest, _: Call) -> adapters_pb2.UnloadAdapterResponse:
         """Nothing, once no new text may use the adapter."""

@@ -19,6 +19,7 @@ def adapter_info(adapter: facts.AdapterInfo) -> adapters_pb2.AdapterInfo:
         calibrated_dimensions=sorted(adapter.calibrations),
         role=ROLE_NUMBERS[Role(adapter.role) if adapter.role else None],
         model=adapter.model,
+        placement=adapter.placement,
     )
 
 

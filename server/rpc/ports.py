@@ -30,8 +30,11 @@ class Reranker(Protocol):
 class AdapterDesk(Protocol):
     """The adapters of a running server. ``model`` None is the first embedder; NotFound for one that is not served."""
 
-    async def load(self, path: str, adapter_id: str | None, model: str | None) -> AdapterInfo:
-        """Loads a folder below the model's adapter root; ``adapter_id`` None takes the folder's name."""
+    async def load(self, path: str, adapter_id: str | None, model: str | None, placement: str | None) -> AdapterInfo:
+        """Loads a folder below the model's adapter root; ``adapter_id`` None takes the folder's name.
+
+        ``placement`` is a value of records.Placement; None is the server's default.
+        """
         ...
 
     async def unload(self, adapter_id: str, model: str | None) -> None:

@@ -44,7 +44,7 @@ def is_gone(process: psutil.Process) -> bool:
 def test_a_killed_engine_is_replaced_and_its_adapters_are_back(serve: Serve) -> None:
     with serve() as served, served.client() as client:
         stubs = served.stubs()
-        client.load_adapter(SPARES[0], id="mine")
+        client.load_adapter(SPARES[0], id="mine", placement="merged")
         client.unload_adapter("clustering")
         # Another adapter under the name of one that the server loads when it starts.
         client.unload_adapter("text-matching")

@@ -130,7 +130,7 @@ class FakeDesk:
     def __init__(self) -> None:
         self.adapters: dict[str, AdapterInfo] = {}
 
-    async def load(self, path: str, adapter_id: str | None, model: str | None) -> AdapterInfo:
+    async def load(self, path: str, adapter_id: str | None, model: str | None, placement: str | None) -> AdapterInfo:
         name = adapter_id or path
         self.adapters[name] = AdapterInfo(
             handle=0,
@@ -144,6 +144,7 @@ class FakeDesk:
             num_targets=12,
             role="document",
             model=model or "first",
+            placement=placement or "low-rank",
         )
         return self.adapters[name]
 

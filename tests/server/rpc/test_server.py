@@ -108,9 +108,15 @@ async def test_adapters_are_loaded_listed_and_unloaded(running):
         num_targets=12,
         num_bytes=1000,
         calibrated_dimensions=[64, 128],
+        placement="low-rank",
     )
-    mine = await running.adapters.Load(adapters_pb2.LoadAdapterRequest(path="folder", id="mine", model="second"))
-    assert mine.model == "second"
+    mine = await running.adapters.Load(
+        adapters_pb2.LoadAdapterRequest(path="folder", id="mine", model="second", placement="merged")
+    )
+    assert (mine.model, mine.placement) == ("second", "merged")
+    with pytest.raises(grpc.aio.AioRpcError, match="placement is 'both'; it must be low-rank or merged") as refused:
+        await running.adapters.Load(adapters_pb2.LoadAdapterRequest(path="folder", placement="both"))
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     of_second = await running.adapters.List(adapters_pb2.ListAdaptersRequest(model="second"))
     assert [adapter.id for adapter in of_second.adapters] == ["mine"]
     await running.adapters.Unload(adapters_pb2.UnloadAdapterRequest(id="folder"))
