@@ -14,6 +14,7 @@ namespace {
 // The arguments of the op, named.
 struct Arguments {
   const at::Tensor &x, &offsets, &arena, &segment_offsets, &segment_slots;
+  const std::optional<at::Tensor>& segment_sets;
   at::TensorList weights, biases, adapters, packed, norms;
   int64_t heads;
   double scale, eps;
@@ -28,37 +29,87 @@ struct Arguments {
   std::string_view activation_of(int linear) const { return linear == 2 ? activation : "none"; }
 };
 
+int64_t num_sets(const Arguments& given) { return static_cast<int64_t>(given.weights.size()) / kLinears; }
+
+int32_t set_of(const Arguments& given, int64_t segment) {
+  return given.segment_sets.has_value() ? given.segment_sets->const_data_ptr<int32_t>()[segment] : 0;
+}
+
 void check_counts(const Arguments& given) {
-  TORCH_CHECK(given.weights.size() == kLinears && given.biases.size() == kLinears && given.adapters.size() == kLinears,
-              "weights, biases and adapters must have 4 tensors each, got ", given.weights.size(), ", ",
-              given.biases.size(), " and ", given.adapters.size());
-  TORCH_CHECK(given.packed.empty() || given.packed.size() == kLinears, "packed must have 4 tensors or none, got ",
-              given.packed.size());
+  TORCH_CHECK(given.biases.size() == kLinears && given.adapters.size() == kLinears,
+              "biases and adapters must have 4 tensors each, got ", given.biases.size(), " and ",
+              given.adapters.size());
+  TORCH_CHECK(!given.weights.empty() && given.weights.size() % kLinears == 0,
+              "weights must have 4 tensors a set, got ", given.weights.size());
+  TORCH_CHECK(given.packed.empty() || given.packed.size() == given.weights.size(), "packed must have ",
+              given.weights.size(), " tensors as weights, or none, got ", given.packed.size());
   TORCH_CHECK(given.norms.size() == kLinears, "norms must have 4 tensors, got ", given.norms.size());
   TORCH_CHECK(given.activation == "gelu" || given.activation == "gelu_tanh" || given.activation == "relu" ||
                   given.activation == "silu",
               "activation must be gelu, gelu_tanh, silu or relu, got \"", given.activation, "\"");
   check_rank(given.x, "x", 2);
   check_rank(given.weights[2], "weights[2]", 2);
+  check_offsets(given.segment_offsets, "segment_offsets", given.x.size(0));
+  if (given.segment_sets.has_value()) {
+    check_rank(*given.segment_sets, "segment_sets", 1);
+    check_dtype(*given.segment_sets, "segment_sets", at::kInt);
+    check_contiguous(*given.segment_sets, "segment_sets");
+    check_size(*given.segment_sets, "segment_sets", 0, given.segment_offsets.numel() - 1);
+    for (int64_t segment = 0; segment < given.segment_sets->numel(); ++segment) {
+      TORCH_CHECK(set_of(given, segment) >= 0 && set_of(given, segment) < num_sets(given),
+                  "segment_sets must be in 0..", num_sets(given) - 1, ", got ", set_of(given, segment), " at ",
+                  segment);
+    }
+  }
   TORCH_CHECK(given.heads > 0 && given.hidden() % given.heads == 0, "num_heads must divide the ", given.hidden(),
               " columns of x, got ", given.heads);
 }
 
 at::Tensor one_by_one(const Arguments& given) {
   const int64_t rows = given.x.size(0), depth = given.hidden() / given.heads;
+  // One linear, whose weight may change from one run of segments to the next.
   const auto linear = [&](int index, const at::Tensor& x) {
-    const std::optional<at::Tensor> packed =
-        given.packed.empty() ? std::nullopt : std::optional<at::Tensor>(given.packed[index]);
-    return lora_matmul(x, given.weights[index], given.biases[index], given.arena, given.adapters[index],
-                       given.segment_offsets, given.segment_slots, given.slices(index), given.activation_of(index),
-                       packed, {}, {});
+    const int64_t segments = given.segment_slots.numel();
+    const int32_t* ends = given.segment_offsets.const_data_ptr<int32_t>();
+    std::vector<at::Tensor> parts;
+    for (int64_t first = 0, last; first < segments; first = last) {
+      for (last = first + 1; last < segments && set_of(given, last) == set_of(given, first);) ++last;
+      const int place = set_of(given, first) * kLinears + index;
+      const std::optional<at::Tensor> packed =
+          given.packed.empty() ? std::nullopt : std::optional<at::Tensor>(given.packed[place]);
+      const at::Tensor offsets = given.segment_offsets.narrow(0, first, last - first + 1) - ends[first];
+      parts.push_back(lora_matmul(x.narrow(0, ends[first], ends[last] - ends[first]), given.weights[place],
+                                  given.biases[index], given.arena, given.adapters[index], offsets,
+                                  given.segment_slots.narrow(0, first, last - first), given.slices(index),
+                                  given.activation_of(index), packed, {}, {}));
+    }
+    return parts.size() == 1 ? parts[0] : at::cat(parts);
   };
   const at::Tensor heads = linear(0, given.x).view({rows, 3, given.heads, depth});
   const at::Tensor context = attention_cpu(heads.select(1, 0), heads.select(1, 1), heads.select(1, 2), given.offsets,
                                            false, -1, given.scale, {}, {}, {}, {}, {}, {});
-  const at::Tensor states = add_layer_norm_cpu(linear(1, context.view({rows, given.hidden()})), given.x, given.norms[0],
-                                               given.norms[1], given.eps);
+  const at::Tensor states = add_layer_norm_cpu(linear(1, context.view({rows, given.hidden()})), given.x,
+                                               given.norms[0], given.norms[1], given.eps);
   return add_layer_norm_cpu(linear(3, linear(2, states)), states, given.norms[2], given.norms[3], given.eps);
+}
+
+// The weight set of each sequence: that of the segment it lies in, which must be one.
+std::vector<int32_t> sets_of(const Arguments& given) {
+  const int32_t* offsets = given.offsets.const_data_ptr<int32_t>();
+  const int32_t* ends = given.segment_offsets.const_data_ptr<int32_t>();
+  std::vector<int32_t> sets(given.offsets.numel() - 1);
+  if (!given.segment_sets.has_value()) return sets;
+  int64_t segment = 0;
+  for (size_t s = 0; s < sets.size(); ++s) {
+    while (segment + 1 < given.segment_slots.numel() && ends[segment + 1] <= offsets[s]) ++segment;
+    sets[s] = set_of(given, segment);
+    for (int64_t other = segment; other < given.segment_slots.numel() && ends[other] < offsets[s + 1]; ++other) {
+      TORCH_CHECK(ends[other] == ends[other + 1] || set_of(given, other) == sets[s],
+                  "segment_sets must be one within a sequence, got ", sets[s], " and ", set_of(given, other), " in ",
+                  s);
+    }
+  }
+  return sets;
 }
 
 // A segment for each run of rows of one slot; base rows stand in none.
@@ -93,7 +144,9 @@ at::Tensor fused(const Arguments& given) {
                       given.offsets.numel() - 1,
                       {},
                       {},
+                      sets_of(given),
                       {}};
+  layer.packed.resize(num_sets(given));
   std::array<LoraSlots, kLinears> slots;
   std::array<std::vector<float>, kLinears> biases;
   for (int index = 0; index < kLinears; ++index) {
@@ -108,11 +161,15 @@ at::Tensor fused(const Arguments& given) {
     call.segments = segments_of(given, call, slots[index]);
     biases[index] = base_bias(call, given.biases[index]);
     call.affine = {nullptr, biases[index].data()};
-    layer.packed[index] = given.packed.empty() ? pack_weight_bf16_amx(weight) : given.packed[index];
-    if (layer.packed[index].scalar_type() == at::kChar) {
-      check_weight_int8(layer.packed[index], call);
-    } else {
-      check_weight_bf16_amx(layer.packed[index], call);
+    for (int64_t set = 0; set < num_sets(given); ++set) {
+      const int64_t place = set * kLinears + index;
+      const at::Tensor& packed = layer.packed[set][index] =
+          given.packed.empty() ? pack_weight_bf16_amx(given.weights[place]) : given.packed[place];
+      if (packed.scalar_type() == at::kChar) {
+        check_weight_int8(packed, call);
+      } else {
+        check_weight_bf16_amx(packed, call);
+      }
     }
     layer.calls[index] = std::move(call);
   }
@@ -128,9 +185,11 @@ at::Tensor fused(const Arguments& given) {
 at::Tensor post_norm_layer(const at::Tensor& x, const at::Tensor& offsets, int64_t num_heads, double scale, double eps,
                            std::string_view activation, at::TensorList weights, at::TensorList biases,
                            at::TensorList norms, const at::Tensor& arena, at::TensorList adapters,
-                           const at::Tensor& segment_offsets, const at::Tensor& segment_slots, at::TensorList packed) {
-  const Arguments given{x,        offsets, arena, segment_offsets, segment_slots, weights, biases,
-                        adapters, packed,  norms, num_heads,       scale,         eps,     activation};
+                           const at::Tensor& segment_offsets, const at::Tensor& segment_slots, at::TensorList packed,
+                           const std::optional<at::Tensor>& segment_sets) {
+  const Arguments given{x,      offsets,  arena,  segment_offsets, segment_slots, segment_sets, weights,
+                        biases, adapters, packed, norms,           num_heads,     scale,        eps,
+                        activation};
   check_counts(given);
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   return can_fuse_post_norm_layer(x, given.hidden(), given.inner(), num_heads) ? fused(given) : one_by_one(given);

@@ -23,7 +23,8 @@ struct PostNormLayer {
   const int32_t* offsets;  // [sequences + 1]
   int64_t sequences;
   std::array<LoraCall, kLinears> calls;  // with segments and the base's bias
-  std::array<at::Tensor, kLinears> packed;
+  std::vector<std::array<at::Tensor, kLinears>> packed;  // by weight set
+  std::vector<int32_t> sets;                             // [sequences]: the weights of each
   std::array<LayerNormWeights, 2> norms;  // behind attention, behind the feed-forward
 };
 

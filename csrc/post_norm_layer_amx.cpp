@@ -133,24 +133,29 @@ void run_sequences(const PostNormLayer& layer, const std::array<Product, kLinear
 }
 
 struct Chunk {
-  int64_t first, last;  // sequences
+  int64_t first, last;  // sequences, all of one weight set
   int64_t rows;
 };
 
-// Runs of whole sequences of about the same number of rows, the largest first; none if they would keep the threads
-// unevenly busy.
+int64_t end_of_set(const PostNormLayer& layer, int64_t first) {
+  int64_t last = first + 1;
+  while (last < layer.sequences && layer.sets[last] == layer.sets[first]) ++last;
+  return last;
+}
+
+// Runs of whole sequences of about the same number of rows, in their order: threads that work side by side then read
+// the same weights. None if they would keep the threads unevenly busy.
 std::vector<Chunk> cut_chunks(const PostNormLayer& layer, int64_t threads) {
   const int64_t count = round_up(divide_up(layer.rows, kChunkRows), threads);
   std::vector<Chunk> chunks;
   if (layer.rows < count * kLeastChunkRows) return chunks;
   for (int64_t first = 0, last = 0; first < layer.sequences; first = last) {
-    const int64_t end = layer.rows * static_cast<int64_t>(chunks.size() + 1) / count;
+    const int64_t end = layer.offsets[first] + divide_up(layer.rows, count), border = end_of_set(layer, first);
     do {
       ++last;  // as long as that brings its end nearer
-    } while (last < layer.sequences && (layer.offsets[last] + layer.offsets[last + 1]) / 2 <= end);
+    } while (last < border && (layer.offsets[last] + layer.offsets[last + 1]) / 2 <= end);
     chunks.push_back({first, last, layer.offsets[last] - layer.offsets[first]});
   }
-  std::stable_sort(chunks.begin(), chunks.end(), [](const Chunk& a, const Chunk& b) { return a.rows > b.rows; });
   std::vector<int64_t> busy(threads);
   for (const Chunk& chunk : chunks) *std::min_element(busy.begin(), busy.end()) += chunk.rows;
   const double most = static_cast<double>(*std::max_element(busy.begin(), busy.end()));
@@ -170,8 +175,11 @@ void fused_post_norm_layer(const PostNormLayer& layer, const at::Tensor& x, cons
   if (layer.rows == 0) return;
   const auto* from = reinterpret_cast<const uint16_t*>(x.const_data_ptr<at::BFloat16>());
   auto* to = reinterpret_cast<uint16_t*>(out.mutable_data_ptr<at::BFloat16>());
-  const auto product = [&](int index) { return make_product(layer.calls[index], layer.packed[index], nullptr); };
-  const std::array<Product, kLinears> products = {product(0), product(1), product(2), product(3)};
+  std::vector<std::array<Product, kLinears>> products;
+  for (const std::array<at::Tensor, kLinears>& packed : layer.packed) {
+    const auto product = [&](int index) { return make_product(layer.calls[index], packed[index], nullptr); };
+    products.push_back({product(0), product(1), product(2), product(3)});
+  }
   const int64_t threads = at::get_num_threads();
   const std::vector<Chunk> chunks = cut_chunks(layer, threads);
   if (chunks.empty()) {
@@ -179,7 +187,11 @@ void fused_post_norm_layer(const PostNormLayer& layer, const at::Tensor& x, cons
     const Buffers buffers(layer, layer.rows, memory.reserve(Buffers::elements(layer, layer.rows)));
     return run_team(threads, [&](const Team& team) {
       const HeldTiles tiles;
-      run_sequences(layer, products, 0, layer.sequences, from, to, buffers, team);
+      for (int64_t first = 0, last; first < layer.sequences; first = last) {
+        last = end_of_set(layer, first);
+        run_sequences(layer, products[layer.sets[first]], first, last, from, to, buffers, team);
+        team.wait();  // the buffers are free again
+      }
     });
   }
   std::atomic<size_t> next{0};
@@ -189,7 +201,7 @@ void fused_post_norm_layer(const PostNormLayer& layer, const at::Tensor& x, cons
     for (size_t index = next++; index < chunks.size(); index = next++) {
       const auto [first, last, rows] = chunks[index];
       const Buffers buffers(layer, rows, memory.reserve(Buffers::elements(layer, rows)));
-      run_sequences(layer, products, first, last, from, to, buffers, {0, 1, nullptr});
+      run_sequences(layer, products[layer.sets[first]], first, last, from, to, buffers, {0, 1, nullptr});
     }
   });
 }

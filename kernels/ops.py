@@ -24,6 +24,7 @@ from embedmux.kernels.rescore import rescore
 from embedmux.kernels.rope import rope
 from embedmux.kernels.similarity import similarity
 from embedmux.kernels.similarity_topk import similarity_topk
+from embedmux.kernels.take_rows import take_rows
 
 ALL = (
     lora_matmul,
@@ -42,6 +43,7 @@ ALL = (
     similarity_topk,
     rescore,
     maxsim,
+    take_rows,
 )
 EXTENSION = "embedmux.kernels._C"
 
@@ -86,4 +88,5 @@ __all__ = [
     "rope",
     "similarity",
     "similarity_topk",
+    "take_rows",
 ]

@@ -21,7 +21,6 @@ from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.batching.graphs import GraphedBackbone
 from embedmux.server.batching.pack import Packing, Piece, pack, piece_of, to_device
 from embedmux.server.batching.prefixes import PrefixCache, make_pool
-from embedmux.server.batching.runs import run_apart
 from embedmux.server.checkpoint.folder import ModelFolder
 from embedmux.server.checkpoint.read import read
 from embedmux.server.config import EngineConfig, ModelConfig
@@ -30,7 +29,7 @@ from embedmux.server.facts import AdapterInfo, ModelInfo
 from embedmux.server.heads.build import Heads, build_heads
 from embedmux.server.models import find_model
 from embedmux.server.outputs import encode_all_kinds, encode_rows
-from embedmux.server.packed import LowRankTables, TokenStates
+from embedmux.server.packed import LowRankTables
 from embedmux.server.records import BASE_MODEL, Calibration, Placement, Sequence
 
 logger = logging.getLogger(__name__)
@@ -120,8 +119,12 @@ class LoadedModel:
         else:
             pieces, places = self._prefixes.split(sequences, wholes)
         try:
-            states, moved = run_apart(pieces, self._merged.slots if self._merged else (), self._forward)
-            places = [moved[place] for place in places]
+            layout = pack(pieces, self._packing)
+            if self._graphs is not None:
+                states, _ = self._graphs(layout)
+            else:
+                merged = self._merged.slots if self._merged is not None else ()
+                states = self.backbone(to_device(layout, self._packing, self.device, merged=merged))
             token_ids = [piece.token_ids for piece in wholes]
             rows = encode_rows(states, places, token_ids, specs, self.contract.pooling, self.heads)
         except Exception:
@@ -129,13 +132,6 @@ class LoadedModel:
                 self._prefixes.clear()
             raise
         return [row if isinstance(row, EngineFailure) else row.tobytes() for row in rows]
-
-    def _forward(self, pieces: list[Piece], merged: int) -> TokenStates:
-        layout = pack(pieces, self._packing)
-        if self._graphs is not None:
-            states, _ = self._graphs(layout)
-            return states
-        return self.backbone(to_device(layout, self._packing, self.device, merged=merged))
 
     def _calibration(self, sequence: Sequence) -> Calibration | None:
         """The ranges that a text's codes are made with; None for encodings without."""

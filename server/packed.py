@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-from embedmux.server.records import BASE_MODEL
 
 if TYPE_CHECKING:
     import torch
@@ -59,12 +59,24 @@ class LowRankTables:
 class Segments:
     """Consecutive rows that share an adapter: offsets [G + 1] int32, slots [G] int32 (BASE_MODEL for none).
 
-    ``merged`` is the slot of the adapter that is merged into the weights of all these rows, BASE_MODEL for none.
+    Rows of a merged adapter are rows of the base model to the kernels, and have weights of their own: sets [G] int32
+    says which, 0 for the base model's and i + 1 for those of the slot ``merged[i]``. None where nobody is merged.
     """
 
     offsets: torch.Tensor
     slots: torch.Tensor
-    merged: int = BASE_MODEL
+    merged: tuple[int, ...] = ()
+    sets: torch.Tensor | None = None
+
+    def runs(self) -> Iterator[tuple[int, int, int, Segments]]:
+        """(first row, last row, weight set, the segments of these rows) of each run of rows with the same weights."""
+        assert self.sets is not None
+        ends, sets = self.offsets.tolist(), self.sets.tolist()
+        for weight_set, group in itertools.groupby(range(len(sets)), sets.__getitem__):
+            members = list(group)
+            first, last = members[0], members[-1] + 1
+            own = Segments(self.offsets[first : last + 1] - ends[first], self.slots[first:last])
+            yield ends[first], ends[last], weight_set, own
 
 
 @dataclass(frozen=True, slots=True)

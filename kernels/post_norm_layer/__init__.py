@@ -10,7 +10,11 @@ x [T, H] float32, bfloat16 or float16; offsets [n + 1] int32 cut the T rows into
 alone, from both sides, in num_heads heads, scores times scale. weights are [3 H, H], [H, H], [I, H] and [H, I], biases
 theirs, norms weight and bias of the two LayerNorms [H], all of x's dtype. arena, segment_offsets and segment_slots are
 as for lora_matmul; adapters holds a table [S, J, 3] for each weight, J = 3 for the first and 1 for the others.
-activation is "gelu", "gelu_tanh", "silu" or "relu". packed holds pack_weight of each weight, or nothing.
+activation is "gelu", "gelu_tanh", "silu" or "relu". packed holds pack_weight (or pack_weight_int8) of each weight, or
+nothing.
+
+weights, and packed with it, may hold several sets of four, such as those that adapters were merged into: segment_sets
+[G] int32 gives each segment its set, 0 where it is None. A sequence lies in segments of one set.
 
 -> y [T, H], with the same bits as the ops one by one: what stands between them is rounded as they round it. So this
 only saves time: on the CPU with AMX a thread takes whole sequences through the layer while they are in its cache. Where
@@ -28,7 +32,7 @@ from embedmux.kernels.post_norm_layer import reference
 SCHEMA = (
     "(Tensor x, Tensor offsets, int num_heads, float scale, float eps, str activation, Tensor[] weights, "
     "Tensor[] biases, Tensor[] norms, Tensor arena, Tensor[] adapters, Tensor segment_offsets, Tensor segment_slots, "
-    "Tensor[] packed) -> Tensor"
+    "Tensor[] packed, Tensor? segment_sets=None) -> Tensor"
 )
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 
@@ -46,11 +50,13 @@ def check(
     """What is not checked by the ops themselves."""
     if x.dim() != 2:
         checks.shape_error("x", x, "[T, H]")
-    for name, tensors in (("weights", weights), ("biases", biases), ("norms", norms), ("adapters", adapters)):
+    for name, tensors in (("biases", biases), ("norms", norms), ("adapters", adapters)):
         if len(tensors) != 4:
             checks.value_error(name, f"{len(tensors)} tensors", "4")
-    if len(packed) not in (0, 4):
-        checks.value_error("packed", f"{len(packed)} tensors", "4 or none")
+    if not weights or len(weights) % 4:
+        checks.value_error("weights", f"{len(weights)} tensors", "4 a set")
+    if len(packed) not in (0, len(weights)):
+        checks.value_error("packed", f"{len(packed)} tensors", f"{len(weights)} as weights, or none")
     if num_heads <= 0 or x.size(1) % num_heads:
         checks.value_error("num_heads", num_heads, f"a divisor of H = {x.size(1)}")
     if activation not in ACTIVATIONS:
@@ -72,11 +78,12 @@ def _reference(
     segment_offsets: torch.Tensor,
     segment_slots: torch.Tensor,
     packed: list[torch.Tensor],
+    segment_sets: torch.Tensor | None = None,
 ) -> torch.Tensor:
     check(x, num_heads, activation, weights, biases, norms, adapters, packed)
     return reference.post_norm_layer(
         x, offsets, num_heads, scale, eps, activation, weights, biases, norms, arena, adapters, segment_offsets,
-        segment_slots, packed,
+        segment_slots, packed, segment_sets,
     )  # fmt: skip
 
 
@@ -95,6 +102,7 @@ def _fake(
     segment_offsets: torch.Tensor,
     segment_slots: torch.Tensor,
     packed: list[torch.Tensor],
+    segment_sets: torch.Tensor | None = None,
 ) -> torch.Tensor:
     check(x, num_heads, activation, weights, biases, norms, adapters, packed)
     return torch.empty_like(x)

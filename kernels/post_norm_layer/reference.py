@@ -26,6 +26,7 @@ def post_norm_layer(
     segment_offsets: torch.Tensor,
     segment_slots: torch.Tensor,
     packed: list[torch.Tensor],
+    segment_sets: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See the package: every step is an op, and runs as the device runs it; in float64 (tests) as its reference."""
     hidden = x.size(1)
@@ -34,10 +35,23 @@ def post_norm_layer(
         return op.reference if x.dtype == torch.float64 else op
 
     def linear(index: int, rows: torch.Tensor) -> torch.Tensor:
+        if segment_sets is None:
+            return multiply(index, 0, rows, segment_offsets, segment_slots)
+        parts = []
+        for segment, weight_set in enumerate(segment_sets.tolist()):
+            first, last = segment_offsets[segment : segment + 2].tolist()
+            own = torch.tensor([0, last - first], dtype=torch.int32)
+            parts.append(multiply(index, weight_set, rows[first:last], own, segment_slots[segment : segment + 1]))
+        return torch.cat(parts)
+
+    def multiply(
+        index: int, weight_set: int, rows: torch.Tensor, offsets: torch.Tensor, slots: torch.Tensor
+    ) -> torch.Tensor:
+        place = 4 * weight_set + index
         found: torch.Tensor = step(lora_matmul)(
-            rows, weights[index], biases[index], arena, adapters[index], segment_offsets, segment_slots,
-            [hidden] * 3 if index == 0 else [weights[index].size(0)], activation if index == 2 else "none",
-            packed[index] if packed else None,
+            rows, weights[place], biases[index], arena, adapters[index], offsets, slots,
+            [hidden] * 3 if index == 0 else [weights[place].size(0)], activation if index == 2 else "none",
+            packed[place] if packed else None,
         )  # fmt: skip
         return found
 

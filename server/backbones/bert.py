@@ -16,6 +16,7 @@ from embedmux.server.backbones.layers import (
     PostNormLayer,
     keep_pooled,
     split_heads,
+    take_rows,
 )
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.checkpoint.folder import Config
@@ -135,8 +136,8 @@ class Backbone:
     def __call__(self, batch: Batch) -> TokenStates:
         """See server/backbones/shape.py."""
         places = batch.positions + batch.types * self.num_positions if self.has_types else batch.positions
-        words = torch.nn.functional.embedding(batch.token_ids, self.words)
-        states = self.norm(words, torch.nn.functional.embedding(places, self.positions))
+        words = take_rows(self.words, batch.token_ids)
+        states = self.norm(words, take_rows(self.positions, places))
         for layer in self.layers[:-1]:
             states = layer(states, batch)
         states = self.layers[-1](states, batch, is_last=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from embedmux.server.backbones.layers import Attention, LoraLinear, PreNorm, Rotary, keep_pooled, split_heads
+from embedmux.server.backbones.layers import Attention, LoraLinear, PreNorm, Rotary, keep_pooled, split_heads, take_rows
 from embedmux.server.backbones.rotary import PLAIN
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.checkpoint.folder import Config
@@ -123,7 +123,7 @@ class Backbone:
 
     def __call__(self, batch: Batch) -> TokenStates:
         """See server/backbones/shape.py."""
-        states = torch.nn.functional.embedding(batch.token_ids, self.words) * self.word_scale
+        states = take_rows(self.words, batch.token_ids) * self.word_scale
         residual: torch.Tensor | None = None
         for layer in self.layers[:-1]:
             states, residual = layer(states, residual, batch)

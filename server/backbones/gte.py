@@ -11,7 +11,15 @@ from dataclasses import dataclass
 import torch
 
 from embedmux.server.backbones.gates import read_gate
-from embedmux.server.backbones.layers import AddLayerNorm, Attention, LoraLinear, Rotary, keep_pooled, split_heads
+from embedmux.server.backbones.layers import (
+    AddLayerNorm,
+    Attention,
+    LoraLinear,
+    Rotary,
+    keep_pooled,
+    split_heads,
+    take_rows,
+)
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.checkpoint.folder import Config
 from embedmux.server.packed import Batch, FusedLinear, LowRankTables, TokenStates
@@ -120,7 +128,7 @@ class Backbone:
 
     def __call__(self, batch: Batch) -> TokenStates:
         """See server/backbones/shape.py."""
-        states = self.norm(torch.nn.functional.embedding(batch.token_ids, self.words), self._types(batch))
+        states = self.norm(take_rows(self.words, batch.token_ids), self._types(batch))
         for layer in self.layers[:-1]:
             states = layer(states, batch)
         states = self.layers[-1](states, batch, is_last=True)
@@ -131,7 +139,7 @@ class Backbone:
         if self.types is None:
             return None
         types = batch.types if len(self.types) > 1 else torch.zeros_like(batch.types)
-        return torch.nn.functional.embedding(types, self.types)
+        return take_rows(self.types, types)
 
 
 class _Layer:

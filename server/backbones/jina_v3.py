@@ -11,7 +11,15 @@ from dataclasses import dataclass
 
 import torch
 
-from embedmux.server.backbones.layers import AddLayerNorm, Attention, LoraLinear, Rotary, keep_pooled, split_heads
+from embedmux.server.backbones.layers import (
+    AddLayerNorm,
+    Attention,
+    LoraLinear,
+    Rotary,
+    keep_pooled,
+    split_heads,
+    take_rows,
+)
 from embedmux.server.backbones.lookup import LoraLookup
 from embedmux.server.backbones.rotary import read_theta
 from embedmux.server.backbones.weights import Checkpoint
@@ -125,10 +133,10 @@ class Backbone:
     def __call__(self, batch: Batch) -> TokenStates:
         """See server/backbones/shape.py."""
         kinds = batch.types if len(self.types) > 1 else torch.zeros_like(batch.types)
-        added = torch.nn.functional.embedding(kinds, self.types)
+        added = take_rows(self.types, kinds)
         if self.update is not None:
             added = added + self.update(batch.token_ids, batch.segments)
-        words = torch.nn.functional.embedding(batch.token_ids, self.words)
+        words = take_rows(self.words, batch.token_ids)
         states = self.norm(words, added.to(words.dtype))
         for layer in self.layers[:-1]:
             states = layer(states, batch)

@@ -44,16 +44,22 @@ class LoraLinear:
 
     def __call__(self, x: torch.Tensor, segments: Segments) -> torch.Tensor:
         """x [T, in] -> [T, out] ([T, out / 2] from a gated activation), same dtype."""
-        weight, packed = self.weight_for(segments)
+        if segments.sets is None:
+            return self._multiply(x, self.base, segments)
+        weights = self.weight_sets(segments)
+        return torch.cat([self._multiply(x[a:b], weights[of], own) for a, b, of, own in segments.runs()])
+
+    def weight_sets(self, segments: Segments) -> list[Weight]:
+        """The base model's weight, and that of each adapter which is merged into its rows' weights."""
+        return [self.base, *(self.merged.get(slot, self.base) for slot in segments.merged)]
+
+    def _multiply(self, x: torch.Tensor, weight: Weight, segments: Segments) -> torch.Tensor:
+        plain, packed = weight
         found: torch.Tensor = torch.ops.embedmux.lora_matmul(
-            x, weight, self.bias, self.low_rank, self.adapters,
+            x, plain, self.bias, self.low_rank, self.adapters,
             segments.offsets, segments.slots, self.widths, self.activation, packed,
         )  # fmt: skip
         return found
-
-    def weight_for(self, segments: Segments) -> Weight:
-        """The weight of these rows: the base model's, or with an adapter merged into it."""
-        return self.merged.get(segments.merged, self.base)
 
     def lay_out(self, weight: torch.Tensor) -> Weight:
         """weight [out, in] of any floating dtype as this linear multiplies it."""
@@ -182,11 +188,13 @@ class PostNormLayer:
     def __call__(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
         """states [T, hidden] -> [T, hidden], same dtype."""
         segments, linears = batch.segments, self.linears
-        weights = [linear.weight_for(segments) for linear in linears]
+        sets = zip(*(linear.weight_sets(segments) for linear in linears), strict=True)
+        weights = [weight for weight_set in sets for weight in weight_set]
         found: torch.Tensor = torch.ops.embedmux.post_norm_layer(
             states, batch.offsets, self.num_heads, self.scale, self.eps, linears[2].activation,
             [weight for weight, _ in weights], self.biases, self.norms, linears[0].low_rank, self.adapters,
             segments.offsets, segments.slots, [packed for _, packed in weights if packed is not None],
+            segments.sets,
         )  # fmt: skip
         return found
 
@@ -199,9 +207,15 @@ def split_heads(
     return heads[:, :num_heads], heads[:, num_heads : num_heads + num_kv_heads], heads[:, num_heads + num_kv_heads :]
 
 
+def take_rows(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """table [V, width], rows [n] int64 -> [n, width], as for the embedding of tokens."""
+    found: torch.Tensor = torch.ops.embedmux.take_rows(table, rows)
+    return found
+
+
 def keep_pooled(pooled: PooledRows, *states: torch.Tensor) -> list[torch.Tensor]:
     """The pooled row of each sequence of states [T, ...], in the order of the sequences."""
-    return [state.index_select(0, pooled.rows) for state in states]
+    return [take_rows(state, pooled.rows) for state in states]
 
 
 def read_slices(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from embedmux.server.backbones.gates import read_gate
-from embedmux.server.backbones.layers import Attention, LoraLinear, PreNorm, Rotary, keep_pooled, split_heads
+from embedmux.server.backbones.layers import Attention, LoraLinear, PreNorm, Rotary, keep_pooled, split_heads, take_rows
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.checkpoint.folder import Config
 from embedmux.server.packed import Batch, FinalNorm, FusedLinear, LowRankTables, TokenStates
@@ -124,7 +124,7 @@ class Backbone:
 
     def __call__(self, batch: Batch) -> TokenStates:
         """See server/backbones/shape.py."""
-        states, _ = self.norm(torch.nn.functional.embedding(batch.token_ids, self.words), None)
+        states, _ = self.norm(take_rows(self.words, batch.token_ids), None)
         residual: torch.Tensor | None = None
         for layer in self.layers[:-1]:
             states, residual = layer(states, residual, batch)

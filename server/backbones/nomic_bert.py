@@ -10,7 +10,15 @@ from dataclasses import dataclass
 
 import torch
 
-from embedmux.server.backbones.layers import AddLayerNorm, Attention, LoraLinear, Rotary, keep_pooled, split_heads
+from embedmux.server.backbones.layers import (
+    AddLayerNorm,
+    Attention,
+    LoraLinear,
+    Rotary,
+    keep_pooled,
+    split_heads,
+    take_rows,
+)
 from embedmux.server.backbones.rotary import read_theta
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.checkpoint.architectures import ARCHITECTURES
@@ -123,9 +131,7 @@ class Backbone:
     def __call__(self, batch: Batch) -> TokenStates:
         """See server/backbones/shape.py."""
         kinds = batch.types if len(self.types) > 1 else torch.zeros_like(batch.types)
-        states = self.norm(
-            torch.nn.functional.embedding(batch.token_ids, self.words), torch.nn.functional.embedding(kinds, self.types)
-        )
+        states = self.norm(take_rows(self.words, batch.token_ids), take_rows(self.types, kinds))
         for layer in self.layers[:-1]:
             states = layer(states, batch)
         states = self.layers[-1](states, batch, is_last=True)

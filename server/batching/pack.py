@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,8 +122,8 @@ def pack(pieces: list[Piece], packing: Packing) -> Layout:
     )
 
 
-def to_device(layout: Layout, packing: Packing, device: torch.device, *, merged: int = BASE_MODEL) -> Batch:
-    """The batch as tensors of just its size; ``merged``: see Segments."""
+def to_device(layout: Layout, packing: Packing, device: torch.device, *, merged: Container[int] = ()) -> Batch:
+    """The batch as tensors of just its size; ``merged`` are the slots of merged adapters (see Segments)."""
 
     def put(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
@@ -132,18 +133,23 @@ def to_device(layout: Layout, packing: Packing, device: torch.device, *, merged:
         {name: put(getattr(layout, name)) for name in Layout.__dataclass_fields__},
         torch.arange(count, dtype=torch.int32, device=device),
         packing,
-        merged=merged,
+        merged=tuple(slot for slot in dict.fromkeys(layout.segment_slots.tolist()) if slot in merged),
     )
 
 
 def make_batch(
-    arrays: dict[str, torch.Tensor], counting: torch.Tensor, packing: Packing, *, merged: int = BASE_MODEL
+    arrays: dict[str, torch.Tensor], counting: torch.Tensor, packing: Packing, *, merged: tuple[int, ...] = ()
 ) -> Batch:
     """A Batch over a layout's arrays on the device; ``counting`` [n + 1] int32 is 0, 1, .. n."""
-    slots = arrays["segment_slots"]
+    slots, sets = arrays["segment_slots"], None
+    if merged:
+        sets = torch.zeros_like(slots)
+        for index, slot in enumerate(merged):
+            sets[slots == slot] = index + 1
+        slots = slots.masked_fill(sets > 0, BASE_MODEL)
     pooled = prefixes = None
     if packing.pooled is not None:
-        pooled = PooledRows(arrays["pooled_rows"], Segments(arrays["segment_pieces"], slots, merged), counting)
+        pooled = PooledRows(arrays["pooled_rows"], Segments(arrays["segment_pieces"], slots, merged, sets), counting)
     if packing.pool is not None:
         names = ("prefix_offsets", "prefix_of", "source", "target")
         prefixes = SharedPrefixes(*packing.pool, *(arrays[name] for name in names))
@@ -152,7 +158,7 @@ def make_batch(
         positions=arrays["positions"],
         types=arrays["types"],
         offsets=arrays["offsets"],
-        segments=Segments(arrays["segment_offsets"], slots, merged),
+        segments=Segments(arrays["segment_offsets"], slots, merged, sets),
         pooled=pooled,
         prefixes=prefixes,
         num_keys=arrays["num_keys"] if packing.unread_token is not None else None,
