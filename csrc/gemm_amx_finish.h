@@ -30,6 +30,7 @@ struct Pending {
 template <Activation A, bool IsGated, bool HasAffines, bool IsInt8>
 struct Finish {
   static constexpr bool is_int8 = IsInt8;
+  static constexpr Exactness exactness = IsInt8 ? Exactness::codes : Exactness::bits_8;
 
   EMBEDMUX_AMX static inline __m512 shift(const Pending& pending, int64_t row, int64_t half, int64_t column) {
     const int64_t place = half / 2 * kBlockElements + row * kPanelColumns + half % 2 * 16;
@@ -49,8 +50,8 @@ struct Finish {
   }
 
   EMBEDMUX_AMX static inline void row(const Pending& pending, int64_t row) {
-    __m512 left = activate<16, A, true>(shift(pending, row, 0, pending.column));
-    __m512 right = activate<16, A, true>(shift(pending, row, 1, pending.column));
+    __m512 left = activate<16, A, exactness>(shift(pending, row, 0, pending.column));
+    __m512 right = activate<16, A, exactness>(shift(pending, row, 1, pending.column));
     if (IsGated) {
       left = _mm512_mul_ps(left, shift(pending, row, 2, pending.up_column));
       right = _mm512_mul_ps(right, shift(pending, row, 3, pending.up_column));

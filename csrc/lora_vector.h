@@ -137,23 +137,36 @@ EMBEDMUX_INLINE typename Lanes<W>::Float gelu(const typename Lanes<W>::Float& x)
   return x * 0.5f * (erf + 1.0f);
 }
 
-// The same for results that are rounded to 8 bits: |error| < 5e-5. Φ(x) - 1/2 = x P(x²), x² held at 4.25², fitted by
-// the error of x Φ(x); beyond, x P grows on, and Φ is held in 0 .. 1.
-template <int W>
-EMBEDMUX_INLINE typename Lanes<W>::Float gelu_8_bits(const typename Lanes<W>::Float& x) {
+// The same for results that are rounded to 8 bits: |error| < 5e-5, and, with fewer powers, for sums of int8 codes:
+// |error| < 5e-4, where a code's step is a hundred times that. Φ(x) - 1/2 = x P(x²), x² held at Limit², fitted by the
+// error of x Φ(x); beyond, x P grows on, and Φ is held in 0 .. 1.
+template <int W, int NumPowers>
+EMBEDMUX_INLINE typename Lanes<W>::Float gelu_by_powers(const typename Lanes<W>::Float& x,
+                                                        const float (&powers)[NumPowers], float limit) {
   typedef typename Lanes<W>::Float Float;
-  constexpr float kLimit = 4.25f * 4.25f;
-  constexpr float kPowers[] = {4.546960519e-11f,  -4.515220011e-09f, 1.986133184e-07f,
-                               -5.147471537e-06f, 8.848874141e-05f,  -1.079075799e-03f,
-                               9.718772294e-03f,  -6.619027176e-02f, 3.988192146e-01f};
   Float square = x * x;
-  square = square < kLimit ? square : Float{} + kLimit;
-  Float slope = square * kPowers[0] + kPowers[1];
-  for (int power = 2; power < 9; ++power) slope = slope * square + kPowers[power];
+  square = square < limit * limit ? square : Float{} + limit * limit;
+  Float slope = square * powers[0] + powers[1];
+  for (int power = 2; power < NumPowers; ++power) slope = slope * square + powers[power];
   Float phi = x * slope + 0.5f;
   phi = phi < 0.0f ? Float{} : phi;
   phi = phi > 1.0f ? Float{} + 1.0f : phi;
   return x * phi;
+}
+
+// How exact an activation is wanted: of float32, of results with 8 bits, of sums of int8 codes.
+enum class Exactness { whole, bits_8, codes };
+
+template <int W, Exactness E>
+EMBEDMUX_INLINE typename Lanes<W>::Float gelu_as(const typename Lanes<W>::Float& x) {
+  constexpr float kFine[] = {4.546960519e-11f,  -4.515220011e-09f, 1.986133184e-07f,
+                             -5.147471537e-06f, 8.848874141e-05f,  -1.079075799e-03f,
+                             9.718772294e-03f,  -6.619027176e-02f, 3.988192146e-01f};
+  constexpr float kCoarse[] = {-5.359563112e-07f, 2.858880942e-05f,  -6.405972902e-04f,
+                               7.988915948e-03f,  -6.295172980e-02f, 3.967735614e-01f};
+  if constexpr (E == Exactness::whole) return gelu<W>(x);
+  if constexpr (E == Exactness::bits_8) return gelu_by_powers<W>(x, kFine, 4.25f);
+  return gelu_by_powers<W>(x, kCoarse, 3.7f);
 }
 
 // 1 / (1 + e^-x). 2^y with a relative error below 3e-7 by a minimax polynomial on [-1/2, 1/2]; y is held where 2^y is a
@@ -177,11 +190,9 @@ EMBEDMUX_INLINE typename Lanes<W>::Float sigmoid(const typename Lanes<W>::Float&
 }
 
 // gelu_tanh is x (1 + tanh(u)) / 2 = x sigmoid(2u) with u = √(2/π) (x + 0.044715 x³).
-// Of results with 8 bits, or with more.
-template <int W, Activation A, bool Has8Bits = false>
+template <int W, Activation A, Exactness E = Exactness::whole>
 EMBEDMUX_INLINE typename Lanes<W>::Float activate(const typename Lanes<W>::Float& x) {
-  if constexpr (A == Activation::gelu && Has8Bits) return gelu_8_bits<W>(x);
-  if constexpr (A == Activation::gelu) return gelu<W>(x);
+  if constexpr (A == Activation::gelu) return gelu_as<W, E>(x);
   if constexpr (A == Activation::gelu_tanh) return x * sigmoid<W>(x * (x * x * 0.0713548163f + 1.5957691216f));
   if constexpr (A == Activation::silu) return x * sigmoid<W>(x);
   if constexpr (A == Activation::relu) return x < 0.0f ? typename Lanes<W>::Float{} : x;

@@ -11,6 +11,7 @@
 #include "math_avx512.h"
 #include "math_portable.h"
 #include "norm.h"
+#include "norm_pairs.h"
 
 namespace embedmux {
 
@@ -140,6 +141,13 @@ EMBEDMUX_AVX512 inline void normalize_avx512(const NormRows<T>& rows, int64_t in
   }
 }
 
+// Whether norm_pairs computes these rows; by the model's shape, never by the batch.
+template <NormKind Kind, typename T>
+bool go_in_pairs(const NormRows<T>& rows) {
+  return Kind == NormKind::layer && std::is_same_v<T, WideBFloat16<true>> && rows.width % kPairWidth == 0 &&
+         rows.bias != nullptr && rows.sum == nullptr;
+}
+
 template <NormKind Kind, typename T>
 EMBEDMUX_AVX512 void norm_avx512(const NormRows<T>& rows, int64_t begin, int64_t end, float* buffer) {
   if (rows.width % (kNormChains * kNormLanes) == 0) {
@@ -163,7 +171,29 @@ template <NormKind Kind, typename T, Isa Level>
 void norm_rows(const NormRows<T>& rows, int64_t count) {
   constexpr int64_t kElementsPerThread = 16384;  // below this the work is done before a second thread has woken up
   constexpr auto kernel = norm_kernel<Kind, T, Level>();
-  parallel_for(0, count, std::max<int64_t>(1, kElementsPerThread / rows.width), [&](int64_t begin, int64_t end) {
+  const int64_t grain = std::max<int64_t>(1, kElementsPerThread / rows.width);
+#ifdef EMBEDMUX_X86
+  if (go_in_pairs<Kind>(rows)) {
+    std::vector<float> paired(2 * rows.width);
+    pair_up(rows.weight, rows.width, paired.data());
+    pair_up(rows.bias, rows.width, paired.data() + rows.width);
+    const auto bits = [](const T* values) { return reinterpret_cast<const uint16_t*>(values); };
+    const PairedRows work{bits(rows.x),
+                          bits(rows.residual),
+                          paired.data(),
+                          paired.data() + rows.width,
+                          reinterpret_cast<uint16_t*>(rows.out),
+                          rows.x_stride,
+                          rows.residual_stride,
+                          rows.width,
+                          rows.eps};
+    return parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+      std::vector<float> buffer(2 * rows.width);
+      norm_pairs(work, begin, end, buffer.data());
+    });
+  }
+#endif
+  parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     std::vector<float> buffer(rows.width + kNormChains * kNormLanes);
     kernel(rows, begin, end, buffer.data());
   });

@@ -5,6 +5,7 @@
 #include "gemm_amx.h"
 #include "gemm_int8.h"
 #include "lora_arguments.h"
+#include "norm_pairs.h"
 #include "ops.h"
 #include "tensors.h"
 
@@ -39,8 +40,8 @@ void check_counts(const Arguments& given) {
   TORCH_CHECK(given.biases.size() == kLinears && given.adapters.size() == kLinears,
               "biases and adapters must have 4 tensors each, got ", given.biases.size(), " and ",
               given.adapters.size());
-  TORCH_CHECK(!given.weights.empty() && given.weights.size() % kLinears == 0,
-              "weights must have 4 tensors a set, got ", given.weights.size());
+  TORCH_CHECK(!given.weights.empty() && given.weights.size() % kLinears == 0, "weights must have 4 tensors a set, got ",
+              given.weights.size());
   TORCH_CHECK(given.packed.empty() || given.packed.size() == given.weights.size(), "packed must have ",
               given.weights.size(), " tensors as weights, or none, got ", given.packed.size());
   TORCH_CHECK(given.norms.size() == kLinears, "norms must have 4 tensors, got ", given.norms.size());
@@ -88,8 +89,8 @@ at::Tensor one_by_one(const Arguments& given) {
   const at::Tensor heads = linear(0, given.x).view({rows, 3, given.heads, depth});
   const at::Tensor context = attention_cpu(heads.select(1, 0), heads.select(1, 1), heads.select(1, 2), given.offsets,
                                            false, -1, given.scale, {}, {}, {}, {}, {}, {});
-  const at::Tensor states = add_layer_norm_cpu(linear(1, context.view({rows, given.hidden()})), given.x,
-                                               given.norms[0], given.norms[1], given.eps);
+  const at::Tensor states = add_layer_norm_cpu(linear(1, context.view({rows, given.hidden()})), given.x, given.norms[0],
+                                               given.norms[1], given.eps);
   return add_layer_norm_cpu(linear(3, linear(2, states)), states, given.norms[2], given.norms[3], given.eps);
 }
 
@@ -124,11 +125,15 @@ std::vector<LoraSegment> segments_of(const Arguments& given, const LoraCall& cal
   return segments;
 }
 
-std::vector<float> wide_vector(const at::Tensor& tensor, const char* name, int64_t size) {
+std::vector<float> paired_vector(const at::Tensor& tensor, const char* name, int64_t size) {
   check_rank(tensor, name, 1);
   check_size(tensor, name, 0, size);
   const at::Tensor wide = tensor.to(at::kFloat).contiguous();
-  return {wide.const_data_ptr<float>(), wide.const_data_ptr<float>() + size};
+  std::vector<float> paired(size);
+#ifdef EMBEDMUX_X86
+  pair_up(wide.const_data_ptr<float>(), size, paired.data());
+#endif
+  return paired;
 }
 
 at::Tensor fused(const Arguments& given) {
@@ -174,8 +179,8 @@ at::Tensor fused(const Arguments& given) {
     layer.calls[index] = std::move(call);
   }
   for (int norm = 0; norm < 2; ++norm) {
-    layer.norms[norm] = {wide_vector(given.norms[2 * norm], "norms", layer.hidden),
-                         wide_vector(given.norms[2 * norm + 1], "norms", layer.hidden)};
+    layer.norms[norm] = {paired_vector(given.norms[2 * norm], "norms", layer.hidden),
+                         paired_vector(given.norms[2 * norm + 1], "norms", layer.hidden)};
   }
   const at::Tensor out = at::empty_like(given.x);
   fused_post_norm_layer(layer, given.x, out);
@@ -187,9 +192,8 @@ at::Tensor post_norm_layer(const at::Tensor& x, const at::Tensor& offsets, int64
                            at::TensorList norms, const at::Tensor& arena, at::TensorList adapters,
                            const at::Tensor& segment_offsets, const at::Tensor& segment_slots, at::TensorList packed,
                            const std::optional<at::Tensor>& segment_sets) {
-  const Arguments given{x,      offsets,  arena,  segment_offsets, segment_slots, segment_sets, weights,
-                        biases, adapters, packed, norms,           num_heads,     scale,        eps,
-                        activation};
+  const Arguments given{x,        offsets, arena, segment_offsets, segment_slots, segment_sets, weights,   biases,
+                        adapters, packed,  norms, num_heads,       scale,         eps,          activation};
   check_counts(given);
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   return can_fuse_post_norm_layer(x, given.hidden(), given.inner(), num_heads) ? fused(given) : one_by_one(given);

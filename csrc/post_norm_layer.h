@@ -12,7 +12,7 @@ namespace embedmux {
 
 constexpr int kLinears = 4;  // query-key-value, attention output, up, down
 
-// Float vectors [hidden].
+// Float vectors [hidden], in pairs (norm_pairs.h).
 struct LayerNormWeights {
   std::vector<float> weight, bias;
 };
@@ -22,10 +22,10 @@ struct PostNormLayer {
   double scale, eps;
   const int32_t* offsets;  // [sequences + 1]
   int64_t sequences;
-  std::array<LoraCall, kLinears> calls;  // with segments and the base's bias
+  std::array<LoraCall, kLinears> calls;                  // with segments and the base's bias
   std::vector<std::array<at::Tensor, kLinears>> packed;  // by weight set
   std::vector<int32_t> sets;                             // [sequences]: the weights of each
-  std::array<LayerNormWeights, 2> norms;  // behind attention, behind the feed-forward
+  std::array<LayerNormWeights, 2> norms;                 // behind attention, behind the feed-forward
 };
 
 // Whether the fused kernel knows these shapes, on this machine.

@@ -9,7 +9,7 @@
 
 #include "attention_problem.h"
 #include "gemm_amx.h"
-#include "norm_rows.h"
+#include "norm_pairs.h"
 #include "post_norm_layer.h"
 #include "simd.h"
 
@@ -95,20 +95,17 @@ void run_attention(const PostNormLayer& layer, int64_t first_sequence, int64_t l
 
 void run_norm(const PostNormLayer& layer, int norm, int64_t rows, const uint16_t* x, const uint16_t* residual,
               uint16_t* out, const Team& team) {
-  static thread_local std::vector<float> buffer;
-  buffer.resize(layer.hidden + kNormChains * kNormLanes);
-  const auto bits = [](const uint16_t* values) { return reinterpret_cast<const WideBFloat16<true>*>(values); };
-  const NormRows<WideBFloat16<true>> work{bits(x),
-                                          bits(residual),
-                                          layer.norms[norm].weight.data(),
-                                          layer.norms[norm].bias.data(),
-                                          reinterpret_cast<WideBFloat16<true>*>(out),
-                                          nullptr,
-                                          layer.hidden,
-                                          layer.hidden,
-                                          layer.hidden,
-                                          static_cast<float>(layer.eps)};
-  norm_avx512<NormKind::layer>(work, team.first(rows), team.last(rows), buffer.data());
+  static thread_local Scratch<float> scratch;
+  const PairedRows work{x,
+                        residual,
+                        layer.norms[norm].weight.data(),
+                        layer.norms[norm].bias.data(),
+                        out,
+                        layer.hidden,
+                        layer.hidden,
+                        layer.hidden,
+                        static_cast<float>(layer.eps)};
+  norm_pairs(work, team.first(rows), team.last(rows), scratch.reserve(2 * layer.hidden));
 }
 
 // Sequences [first, last) through the layer, on a thread that holds the tiles. x and out count from the batch's start.

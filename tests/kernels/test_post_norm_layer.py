@@ -49,6 +49,30 @@ def test_a_sequence_has_the_same_bits_alone_and_in_any_batch(num_threads: int, i
         assert same_bits(found, expected[rows]), f"sequences {first} to {last}"
 
 
+@pytest.mark.parametrize("packer", [ops.pack_weight, ops.pack_weight_int8])
+def test_several_sets_of_weights_in_one_call(packer: Any, isa: str) -> None:
+    first, second = (list(cases.make_inputs(CASE, seed=seed)) for seed in (10, 11))
+    sequences = len(CASE.sequences)
+    alone = []
+    for weights in (first[6], second[6]):
+        arguments = [*first[:6], weights, *first[7:13], [packer(weight) for weight in weights]]
+        alone.append(post_norm_layer(*arguments))
+    weights = [*first[6], *second[6]]
+    packed = [packer(weight) for weight in weights]
+    segments = first[12].numel()
+    sets = torch.tensor([index % 2 for index in range(segments)], dtype=torch.int32)
+    arguments = [*first[:6], weights, *first[7:13], packed, sets]
+    found = post_norm_layer(*arguments)
+    assert same_bits(found, reference.post_norm_layer(*arguments))
+    ends = first[11].tolist()
+    for segment in range(segments):
+        rows = slice(ends[segment], ends[segment + 1])
+        assert same_bits(found[rows], alone[segment % 2][rows])
+    assert sequences > segments > 2
+    with pytest.raises(RuntimeError, match=r"segment_sets must be in 0..1, got 2 at 1"):
+        post_norm_layer(*arguments[:14], sets + 1)
+
+
 def test_callers_on_several_threads_at_once_get_the_same_bits() -> None:
     arguments = with_packed(cases.make_inputs(CASE, seed=8))
     expected = post_norm_layer(*arguments)
@@ -71,7 +95,7 @@ def test_callers_on_several_threads_at_once_get_the_same_bits() -> None:
         (2, 7, "num_heads must divide the 384 columns of x, got 7"),
         (5, "swiglu", "activation must be gelu, gelu_tanh, silu or relu"),
         (8, [], "norms must have 4 tensors, got 0"),
-        (13, [torch.zeros(1)], "packed must have 4 tensors or none, got 1"),
+        (13, [torch.zeros(1)], "packed must have 4 tensors as weights, or none, got 1"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(place: int, value: object, message: str) -> None:
