@@ -288,7 +288,7 @@ EMBEDMUX_AMX void run_amx_task(const Product& product, const AmxTask& task, cons
     settle_memory();
     rows = codes, scales = own;
   }
-  const int64_t group = place_groups(product, task.last_place - task.first_place, parts, scratch);
+  const int64_t group = place_groups(product, count, task.last_place - task.first_place, parts, scratch);
   const int64_t columns = product.call.output_columns();
   const Target target = given.output_in_tiles ? Target{given.output, columns * kBlockRows, kStepElements, kTileDepth}
                                               : Target{given.output, columns * kBlockRows, kPanelColumns, columns};

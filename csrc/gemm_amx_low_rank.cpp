@@ -9,6 +9,8 @@ namespace {
 
 constexpr int64_t kGroupBytes = 256 * 1024;  // of packed weight and B that stay in the second-level cache for all rows
 
+constexpr int64_t kAheadBytes = 32 * 1024;
+
 // 16 ranks of one part: where their A stands in tiles, and which they are.
 struct RankTile {
   const LowRank* part;
@@ -131,12 +133,15 @@ EMBEDMUX_AMX void shrink_parts(const Product& product, const std::vector<LowRank
   }
 }
 
-int64_t place_groups(const Product& product, int64_t panels, std::vector<LowRank>& parts, LowRankScratch& scratch) {
+int64_t place_groups(const Product& product, int64_t rows, int64_t panels, std::vector<LowRank>& parts,
+                     LowRankScratch& scratch) {
   int64_t up_elements = 0;
   for (const LowRank& part : parts) up_elements += part.up_elements();
   const int64_t panel_bytes = (product.panel_elements + up_elements) * 2;
   const int64_t unit = product.half_panels == 0 ? 1 : 2;
-  const int64_t group = std::clamp(kGroupBytes / panel_bytes / unit * unit, unit, panels);
+  // One block reads every panel once: its groups are as far ahead as memory is called, no farther.
+  const int64_t group_bytes = rows <= kBlockRows ? kAheadBytes : kGroupBytes;
+  const int64_t group = std::clamp(group_bytes / panel_bytes / unit * unit, unit, panels);
   uint16_t* place = scratch.up.reserve(up_elements * group);
   for (LowRank& part : parts) {
     part.up = place;

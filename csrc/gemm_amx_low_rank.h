@@ -60,7 +60,8 @@ void shrink_parts(const Product& product, const std::vector<LowRank>& parts, con
 
 // Gives the parts room for the B of one group of at most `panels` panels, and returns the panels of a group (even if
 // the product is gated).
-int64_t place_groups(const Product& product, int64_t panels, std::vector<LowRank>& parts, LowRankScratch& scratch);
+int64_t place_groups(const Product& product, int64_t rows, int64_t panels, std::vector<LowRank>& parts,
+                     LowRankScratch& scratch);
 
 // Fills the pair tiles of B for a group, the panels at the places [first, last), and calls the next group's B, up to
 // the place `end`, from memory.

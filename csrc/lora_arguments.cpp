@@ -129,7 +129,7 @@ std::vector<float> base_bias(const LoraCall& call, const std::optional<at::Tenso
   if (!bias.has_value()) return wide;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, bias->scalar_type(), "base_bias", [&] {
     const scalar_t* values = bias->const_data_ptr<scalar_t>();
-    for (int64_t column = 0; column < call.columns; ++column) wide[column] = static_cast<float>(values[column]);
+    std::copy_n(values, call.columns, wide.begin());
   });
   return wide;
 }

@@ -128,10 +128,12 @@ std::vector<LoraSegment> segments_of(const Arguments& given, const LoraCall& cal
 std::vector<float> paired_vector(const at::Tensor& tensor, const char* name, int64_t size) {
   check_rank(tensor, name, 1);
   check_size(tensor, name, 0, size);
-  const at::Tensor wide = tensor.to(at::kFloat).contiguous();
-  std::vector<float> paired(size);
+  check_dtype(tensor, name, at::kBFloat16);
+  check_contiguous(tensor, name);
+  std::vector<float> wide(size), paired(size);
+  std::copy_n(tensor.const_data_ptr<at::BFloat16>(), size, wide.begin());
 #ifdef EMBEDMUX_X86
-  pair_up(wide.const_data_ptr<float>(), size, paired.data());
+  pair_up(wide.data(), size, paired.data());
 #endif
   return paired;
 }

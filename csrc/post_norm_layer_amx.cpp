@@ -51,9 +51,12 @@ void run_linear(const std::array<Product, kLinears>& products, int index, int64_
     AmxTask task = amx_task(grid, place, rows);
     AmxRows own{given.x + task.first_row * call.inner, given.x_in_tiles, given.output + task.first_row * call.columns,
                 given.output_in_tiles};
-    if (place + 1 == last && team.size == 1) {
-      own.upcoming = next.packed;
-      own.upcoming_elements = divide_up(next.call.columns, kPanelColumns) * next.panel_elements;
+    // Behind the last linear stands the first one again, of the thread's next chunk.
+    if (place + 1 == last && (team.size == 1 || index + 1 < kLinears)) {
+      const TaskGrid others = cut_amx_tasks(next, rows, team.size);
+      const AmxTask upcoming = amx_task(others, team.first(others.num_tasks()), rows);
+      own.upcoming = next.packed + upcoming.first_place * next.panel_elements;
+      own.upcoming_elements = (upcoming.last_place - upcoming.first_place) * next.panel_elements;
     }
     task.first_row += first_row;
     task.last_row += first_row;

@@ -1,6 +1,6 @@
-"""Other libraries beside ours in one run, in an environment and a process of their own.
+"""Other libraries beside ours in one run, in environments and processes of their own.
 
-``build/peers`` is made on first use from bench/peers/requirements.txt; bench/peers/worker.py answers there.
+An environment is made on first use from its requirements in bench/peers; bench/peers/worker.py answers there.
 """
 
 from __future__ import annotations
@@ -21,16 +21,34 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parents[1] / "peers"
-ENVIRONMENT = Path(__file__).parents[2] / "build" / "peers"
+BUILD = Path(__file__).parents[2] / "build"
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """A folder below build/, its requirements in bench/peers, and the module of contenders that runs there.
+
+    ``alone`` names requirements that are installed without what they depend on.
+    """
+
+    folder: str
+    requirements: str
+    module: str
+    alone: str | None = None
+
+
+KERNELS = Environment("peers", "requirements.txt", "contenders")
+EMBEDDERS = Environment("peers-embedders", "embedders.txt", "embedders")
+VLLM = Environment("peers-vllm", "vllm.txt", "vllm_embedder", alone="vllm-alone.txt")
 
 
 class Peers:
     """The worker process; use it as a context manager."""
 
-    def __init__(self, python: Path) -> None:
+    def __init__(self, python: Path, module: str) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._process = subprocess.Popen(
-            [str(python), str(HERE / "worker.py")],
+            [str(python), str(HERE / "worker.py"), module],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")},
         )  # fmt: skip
@@ -42,6 +60,10 @@ class Peers:
         self._process.kill()
         self._process.wait()
         self._folder.cleanup()
+
+    def build(self, contender: str, **options: Any) -> Peer:
+        """A contender of the worker's module, built there from plain values."""
+        return Peer(self, self.ask({"build": contender, "options": options})["number"])
 
     def make(self, contender: str, *, threads: int, **arrays: np.ndarray) -> Peer:
         """A contender of bench/peers/contenders.py, built in the worker from these arrays."""
@@ -61,7 +83,7 @@ class Peers:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the peers' process ended with {self._process.wait()} at {request}")
+            raise RuntimeError(f"the peers' process ended with {self._process.wait()} at {str(request)[:200]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -89,22 +111,24 @@ class Peer:
         return self.peers.result(self.number)
 
 
-def open_peers() -> Peers | None:
+def open_peers(environment: Environment = KERNELS) -> Peers | None:
     """The worker, its environment made if need be; None, with the reason printed, where that fails."""
-    python = ENVIRONMENT / "bin" / "python"
-    wanted = (HERE / "requirements.txt").read_text()
-    stamp = ENVIRONMENT / "requirements.txt"
+    folder = BUILD / environment.folder
+    python, stamp = folder / "bin" / "python", folder / "requirements.txt"
+    files = [HERE / name for name in (environment.requirements, environment.alone) if name is not None]
+    wanted = "".join(file.read_text() for file in files)
     try:
         if not stamp.exists() or stamp.read_text() != wanted:
-            print(f"making {ENVIRONMENT.name} environment for the peers ...", flush=True)
-            subprocess.run([sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
+            print(f"making build/{environment.folder} for the peers, some minutes ...", flush=True)
+            subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
             pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            subprocess.run([*pip, "-r", str(HERE / "requirements.txt")], check=True)
+            for file, options in zip(files, ([], ["--no-deps"]), strict=False):
+                subprocess.run([*pip, *options, "-r", str(file)], check=True)
             stamp.write_text(wanted)
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"no peers to compare with: {error}", file=sys.stderr)
         return None
-    return Peers(python)
+    return Peers(python, environment.module)
 
 
 def speed_over_peer(

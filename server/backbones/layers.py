@@ -184,19 +184,25 @@ class PostNormLayer:
         self.biases = [linear.bias for linear in linears]
         self.norms = [tensor for norm in norms for tensor in (norm.weight, norm.bias)]
         self.adapters = [linear.adapters for linear in linears]
+        self.base = _as_lists([linear.base for linear in linears])
 
     def __call__(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
         """states [T, hidden] -> [T, hidden], same dtype."""
         segments, linears = batch.segments, self.linears
-        sets = zip(*(linear.weight_sets(segments) for linear in linears), strict=True)
-        weights = [weight for weight_set in sets for weight in weight_set]
+        weights, packed = self.base
+        if segments.sets is not None:
+            sets = zip(*(linear.weight_sets(segments) for linear in linears), strict=True)
+            weights, packed = _as_lists([weight for weight_set in sets for weight in weight_set])
         found: torch.Tensor = torch.ops.embedmux.post_norm_layer(
             states, batch.offsets, self.num_heads, self.scale, self.eps, linears[2].activation,
-            [weight for weight, _ in weights], self.biases, self.norms, linears[0].low_rank, self.adapters,
-            segments.offsets, segments.slots, [packed for _, packed in weights if packed is not None],
-            segments.sets,
+            weights, self.biases, self.norms, linears[0].low_rank, self.adapters,
+            segments.offsets, segments.slots, packed, segments.sets,
         )  # fmt: skip
         return found
+
+
+def _as_lists(weights: Sequence[Weight]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    return [plain for plain, _ in weights], [packed for _, packed in weights if packed is not None]
 
 
 def split_heads(

@@ -1,0 +1,13 @@
+"""The CPU engine beside other ways to embed texts: sentence-transformers, PEFT, onnxruntime, OpenVINO, vLLM."""
+
+from pathlib import Path
+
+from harness.report import Report
+from peer_figures.minilm import minilm_figures
+
+
+def measure(data: Path | None, *, is_long: bool) -> Report:
+    """Every figure of the peers benchmark; ``is_long`` runs more rounds."""
+    report = Report("peers")
+    minilm_figures(report, data, is_long=is_long)
+    return report
