@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from embedmux.server.bridge.local import LocalEngine
+from embedmux.server.bridge.supervisor import Supervisor
 from embedmux.server.checkpoint.read import read_contract
 from embedmux.server.config import EngineConfig, ModelConfig
 from embedmux.server.models import default_adapters, find_model
@@ -22,14 +23,27 @@ from embedmux.server.text.tokenizer import Tokenizer
 TASKS = ("retrieval", "text-matching", "classification", "clustering")
 TEXTS_A_REQUEST = 64
 BATCH_TOKENS = 8192
+SHARED_BYTES = 1 << 28
 
 
 class Ours:
-    """One engine and its tokenizer; use it as a context manager. ``options`` are EngineConfig's."""
+    """One engine and its tokenizer; use it as a context manager. ``options`` are EngineConfig's.
 
-    def __init__(self, source: str = "minilm", adapters: Path | None = None, **options: Any) -> None:
+    The engine is a process of its own, as in a server, or with ``is_local`` part of this one.
+    """
+
+    def __init__(
+        self, source: str = "minilm", adapters: Path | None = None, *, is_local: bool = False, **options: Any
+    ) -> None:
         model = ModelConfig(source, adapters if adapters is not None else default_adapters(source))
-        self.engine = LocalEngine(EngineConfig((model,), **{"max_batch_tokens": BATCH_TOKENS, **options}))
+        config = EngineConfig((model,), **{"max_batch_tokens": BATCH_TOKENS, **options})
+        self.runner = asyncio.Runner()
+        self.engine: LocalEngine | Supervisor
+        if is_local:
+            self.engine = LocalEngine(config)
+        else:
+            self.engine = Supervisor(config, shared_memory_bytes=SHARED_BYTES)
+            self.runner.run(self.engine.start())
         folder = find_model(source)
         self.tokenizer = Tokenizer(folder, replace(read_contract(folder), max_tokens=512))
         self.output = OutputSpec(self.engine.models[0].dimensions, Encoding.FLOAT32)
@@ -39,7 +53,11 @@ class Ours:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.tokenizer.close()
-        self.engine.close()
+        if isinstance(self.engine, LocalEngine):
+            self.engine.close()
+        else:
+            self.runner.run(self.engine.close(10.0))
+        self.runner.close()
 
     def handles(self, count: int, names: tuple[str, ...] = TASKS) -> list[int]:
         """Adapters in turn for so many texts."""
@@ -53,11 +71,11 @@ class Ours:
 
     def run(self, tokens: list[Tokens], handles: list[int] | None = None) -> np.ndarray:
         """[n, d] float32 of token ids, handed in at once."""
-        return asyncio.run(self._run(tokens, handles or [BASE_MODEL] * len(tokens)))
+        return self.runner.run(self._run(tokens, handles or [BASE_MODEL] * len(tokens)))
 
     def embed(self, texts: list[str], handles: list[int] | None = None) -> np.ndarray:
-        """[n, d] float32 of texts in requests of 64, all in flight: one is tokenised while another is computed."""
-        return asyncio.run(self._embed(texts, handles or [BASE_MODEL] * len(texts)))
+        """[n, d] float32 of texts in requests of 64, all in flight: one is tokenised while others are computed."""
+        return self.runner.run(self._embed(texts, handles or [BASE_MODEL] * len(texts)))
 
     async def one(self, text: str, handle: int) -> np.ndarray:
         """[1, d] float32 of one text."""

@@ -6,7 +6,14 @@ from pathlib import Path
 from harness.data import read_jsonl
 from tokenizers import Tokenizer
 
+from embedmux.server.models import find_model
+
 SHORT_SETS = ("banking77/test.jsonl", "hwu64/train.jsonl", "medquad/queries.jsonl", "stackoverflow_titles/test.jsonl")
+
+
+def library_tokenizer() -> Tokenizer:
+    """MiniLM's, to count tokens with."""
+    return Tokenizer.from_file(str(find_model("minilm") / "tokenizer.json"))
 
 
 def short_texts(data: Path, count: int) -> list[str]:

@@ -111,6 +111,7 @@ class SentenceTransformers:
 
     def __init__(self, folder: str, texts: list[str], batch_size: int) -> None:
         self.model = SentenceTransformer(folder, device="cpu")
+        self.model.max_seq_length = 512  # the same work for all
         self.texts, self.batch_size = texts, batch_size
 
     def __call__(self) -> tuple[np.ndarray, ...]:
