@@ -79,11 +79,7 @@ class LoadedModel:
         self._placement = Placement(config.placement)
         self._merged: MergedWeights | None = None
         if self.device.type == "cpu":
-            self._merged = MergedWeights(
-                shape.linears,
-                low_rank.linears,
-                lambda: Checkpoint(self.folder, prefixes=family.PREFIXES, device=self.device),
-            )
+            self._merged = MergedWeights(arena, low_rank.linears, checkpoint.reopened)
         self.registry = AdapterRegistry(arena, calibrations, self._merged)
         if config.loads_adapters:
             self._load_all()

@@ -68,6 +68,14 @@ class Segments:
     merged: tuple[int, ...] = ()
     sets: torch.Tensor | None = None
 
+    def adapters(self) -> list[int]:
+        """The slot of each segment's adapter, merged or not, on the host."""
+        slots: list[int] = self.slots.tolist()
+        if self.sets is None:
+            return slots
+        sets = self.sets.tolist()
+        return [self.merged[of - 1] if of else slot for of, slot in zip(sets, slots, strict=True)]
+
     def runs(self) -> Iterator[tuple[int, int, int, Segments]]:
         """(first row, last row, weight set, the segments of these rows) of each run of rows with the same weights."""
         assert self.sets is not None

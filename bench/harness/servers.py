@@ -33,11 +33,11 @@ def serving(*arguments: str) -> Iterator[str]:
 
 
 def _wait_for_port(process: subprocess.Popen[bytes], port_file: Path, log: Path) -> int:
-    for _ in range(10 * START_S):
+    for _ in range(100 * START_S):
         if port_file.exists() and (text := port_file.read_text().strip()):
             return int(text)
         try:
-            process.wait(0.1)
+            process.wait(0.01)
         except subprocess.TimeoutExpired:
             continue
         raise RuntimeError(f"the server ended while starting:\n{log.read_text()}")

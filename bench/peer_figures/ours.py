@@ -36,7 +36,7 @@ class Ours:
         self, source: str = "minilm", adapters: Path | None = None, *, is_local: bool = False, **options: Any
     ) -> None:
         model = ModelConfig(source, adapters if adapters is not None else default_adapters(source))
-        config = EngineConfig((model,), **{"max_batch_tokens": BATCH_TOKENS, **options})
+        config = EngineConfig((model,), **{"max_batch_tokens": BATCH_TOKENS, "max_queue_tokens": 1 << 26, **options})
         self.runner = asyncio.Runner()
         self.engine: LocalEngine | Supervisor
         if is_local:
@@ -72,6 +72,15 @@ class Ours:
     def run(self, tokens: list[Tokens], handles: list[int] | None = None) -> np.ndarray:
         """[n, d] float32 of token ids, handed in at once."""
         return self.runner.run(self._run(tokens, handles or [BASE_MODEL] * len(tokens)))
+
+    def run_in_requests(self, tokens: list[Tokens], size: int) -> None:
+        """Token ids in requests of ``size`` texts, all in flight."""
+
+        async def run() -> None:
+            requests = [tokens[start : start + size] for start in range(0, len(tokens), size)]
+            await asyncio.gather(*(self._run(request, [BASE_MODEL] * len(request)) for request in requests))
+
+        self.runner.run(run())
 
     def embed(self, texts: list[str], handles: list[int] | None = None) -> np.ndarray:
         """[n, d] float32 of texts in requests of 64, all in flight: one is tokenised while others are computed."""

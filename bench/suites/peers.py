@@ -3,11 +3,17 @@
 from pathlib import Path
 
 from harness.report import Report
+from peer_figures.adapters import adapter_figures
 from peer_figures.minilm import minilm_figures
+from peer_figures.qwen import qwen_figures
+from peer_figures.start import start_figures
 
 
 def measure(data: Path | None, *, is_long: bool) -> Report:
     """Every figure of the peers benchmark; ``is_long`` runs more rounds."""
     report = Report("peers")
     minilm_figures(report, data, is_long=is_long)
+    adapter_figures(report, data, is_long=is_long)
+    qwen_figures(report, is_long=is_long)
+    start_figures(report, is_long=is_long)
     return report

@@ -35,6 +35,11 @@ class StagedAdapter:
     rows: dict[str, list[tuple[int, int, int]]]
     merged_bytes: int = 0
 
+    @property
+    def num_bytes(self) -> int:
+        """What it takes on the device, in the arena and outside."""
+        return self.factors.numel() * self.factors.element_size() + self.merged_bytes
+
 
 class AdapterArena:
     """Places adapters in ``max_slots`` slots and ``max_bytes`` of memory on one device, in one dtype.
@@ -68,7 +73,7 @@ class AdapterArena:
         }
         self._targets = {target for linear in self.linears for target in linear.targets}
         self._free = FreeList(num_elements, alignment=self._alignment)
-        self._regions: dict[int, int] = {}  # start of the region by slot
+        self._regions: dict[int, int | None] = {}  # start of the region by slot; None where it has no factors
         self._merged_bytes: dict[int, int] = {}  # of merged adapters, by slot
         # A load must not wait behind the batches that are queued on the device, nor they behind it.
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -131,6 +136,17 @@ class AdapterArena:
             reject(owner, f"its factors overflow {self.dtype}; serve the model in bfloat16 or float32")
         return StagedAdapter(adapter.id, factors, rows)
 
+    def expect_room(self, adapter_id: str, num_bytes: int) -> None:
+        """Raises AdapterRejected for what can never fit, Overloaded for what does not fit now."""
+        if num_bytes > self.max_bytes:
+            reject(
+                f"adapter {adapter_id!r}",
+                f"needs {num_bytes} bytes on the device, the limit for all is {self.max_bytes}; raise it "
+                "(--max-adapter-bytes)",
+            )
+        if self.num_used_bytes + num_bytes > self.max_bytes:
+            raise self._full(adapter_id, num_bytes)
+
     def place(self, adapter: Adapter | StagedAdapter) -> int:
         """Write the adapter to a free slot and return the slot. Raises Overloaded when it does not fit now."""
         staged = adapter if isinstance(adapter, StagedAdapter) else self.stage(adapter)
@@ -140,22 +156,13 @@ class AdapterArena:
                 f"adapter {staged.id!r}: all {self.max_slots} adapter slots are taken; unload one", RETRY_AFTER_S
             )
         size = staged.factors.numel()
-        needed = size * self.dtype.itemsize + staged.merged_bytes
-        if needed > self.max_bytes:
-            reject(
-                f"adapter {staged.id!r}",
-                f"needs {needed} bytes on the device, the limit for all is {self.max_bytes}; raise it "
-                "(--max-adapter-bytes)",
-            )
-        fits = self.num_used_bytes + needed <= self.max_bytes
-        start = (self._free.allocate(size) if size else 0) if fits else None
-        if start is None:
-            raise Overloaded(
-                f"adapter {staged.id!r}: needs {needed} bytes in one piece, {self.num_used_bytes} of "
-                f"{self.max_bytes} are taken; unload an adapter",
-                RETRY_AFTER_S,
-            )
-        self._regions[slot] = start
+        needed = staged.num_bytes
+        self.expect_room(staged.id, needed)
+        region = self._free.allocate(size) if size else None
+        if size and region is None:
+            raise self._full(staged.id, needed)
+        start = region or 0
+        self._regions[slot] = region
         self._merged_bytes[slot] = staged.merged_bytes
         with self._writing():
             self.data[start : start + size].copy_(staged.factors, non_blocking=True)
@@ -170,9 +177,16 @@ class AdapterArena:
         with self._writing():
             for table in self.tables.values():
                 table[slot].zero_()
-        start = self._regions.pop(slot)
-        if not self._merged_bytes.pop(slot):
+        del self._merged_bytes[slot]
+        if (start := self._regions.pop(slot)) is not None:
             self._free.free(start)
+
+    def _full(self, adapter_id: str, num_bytes: int) -> Overloaded:
+        return Overloaded(
+            f"adapter {adapter_id!r}: needs {num_bytes} bytes in one piece, {self.num_used_bytes} of "
+            f"{self.max_bytes} are taken; unload an adapter",
+            RETRY_AFTER_S,
+        )
 
     def _aligned(self, offset: int) -> int:
         return -(-offset // self._alignment) * self._alignment

@@ -58,6 +58,9 @@ class AdapterRegistry:
         """
         with self._lock:
             present = self._present(adapter, placement)
+            if present is None and self._merged is not None and placement is Placement.MERGED:
+                # Copies may be as large as the model: none is made that could not be placed.
+                self._arena.expect_room(adapter.id, self._merged.num_bytes(adapter))
         if present is not None:
             return present
         merged: Staged = {}
@@ -83,7 +86,7 @@ class AdapterRegistry:
                 prompts=dict(adapter.prompts),
                 calibrations=_ids(adapter.calibrations),
                 max_rank=adapter.max_rank,
-                num_bytes=adapter.num_bytes if placement is Placement.LOW_RANK else staged.merged_bytes,
+                num_bytes=adapter.num_bytes if placement is Placement.LOW_RANK else staged.num_bytes,
                 num_targets=len(adapter.targets),
                 placement=placement.value,
             )

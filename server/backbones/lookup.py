@@ -10,9 +10,9 @@ from embedmux.server.packed import FusedLinear, LowRankTables, Segments
 class LoraLookup:
     """What the adapters of a batch add to the embedding of each token.
 
-    Factors stand where those of linears do: A [rank, vocabulary], B [rank, width]. Adapters of up to ``max_rank`` are
-    computed. Products are summed rank by rank, each rounded by itself, so that a token's bits depend on its id and its
-    adapter alone.
+    Factors stand where those of linears do: A [rank, vocabulary], B [rank, width]. Merged adapters have theirs there,
+    too: a copy of the whole table would save a look-up nothing. Adapters of up to ``max_rank`` are computed. Products
+    are summed rank by rank, each rounded by itself, so that a token's bits depend on its id and its adapter alone.
     """
 
     def __init__(self, linear: FusedLinear, *, low_rank: LowRankTables, max_rank: int) -> None:
@@ -30,7 +30,7 @@ class LoraLookup:
     def by_segment(self, token_ids: torch.Tensor, segments: Segments) -> torch.Tensor:
         """Reads the segments on the host, which costs nothing where they are there anyway."""
         total = torch.zeros(len(token_ids), self.width)
-        starts, slots = segments.offsets.tolist(), segments.slots.tolist()
+        starts, slots = segments.offsets.tolist(), segments.adapters()
         for start, end, slot in zip(starts, starts[1:], slots, strict=False):
             a_offset, b_offset, rank = self.adapters[slot, 0].tolist() if slot >= 0 else (0, 0, 0)
             for r in range(rank):

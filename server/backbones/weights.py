@@ -35,9 +35,11 @@ class Checkpoint:
     ) -> None:  # fmt: skip
         self.folder = folder
         self.device = device
+        self._prefixes, self._file = tuple(prefixes), file
         self.reads_headers = reads_headers
         self._is_blind = device.type == "meta" and not reads_headers
         self._files = [] if self._is_blind else _weight_files(folder, file)
+        self._stamps = _stamps(self._files)
         self._where: dict[str, tuple[Path, str]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         for path in self._files:
@@ -76,6 +78,13 @@ class Checkpoint:
             self.reject(f"tensor {name!r} is missing from its safetensors")
         if self._shapes[name] != shape:
             self.reject(f"tensor {name!r} is {list(self._shapes[name])}, config.json says {list(shape)}")
+
+    def reopened(self) -> Checkpoint:
+        """The same files with nothing taken yet; raises ModelRejected if they are not those that were opened first."""
+        found = Checkpoint(self.folder, prefixes=self._prefixes, device=self.device, file=self._file)
+        if found._stamps != self._stamps:
+            self.reject("its files have changed since it was loaded; start the server again")
+        return found
 
     @property
     def num_tensors(self) -> int:
@@ -121,6 +130,11 @@ def _opened(path: Path, folder: Path) -> safe_open:
         raise ModelRejected(
             f"model {folder.name!r}: {path.name} is broken or cut off: {error}; copy it again"
         ) from error
+
+
+def _stamps(files: list[Path]) -> list[tuple[int, int]]:
+    """Size and time of the last change of each file, in ns."""
+    return [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in files)]
 
 
 def _weight_files(folder: Path, file: str) -> list[Path]:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from embedmux.client.texts import Text
 from embedmux.server.adapters.directory import read_adapter
+from embedmux.server.backbones.layers import LoraLinear
 from embedmux.server.bridge.local import LocalEngine
 from embedmux.server.checkpoint.read import read_contract
 from embedmux.server.config import EngineConfig, ModelConfig
@@ -147,6 +148,66 @@ async def test_merged_copies_count_against_the_adapters_memory(adapter_root: Pat
     with pytest.raises(AdapterRejected, match=r"the limit for all is 10000000; raise it \(--max-adapter-bytes\)"):
         await small.load_adapter(0, "retrieval", None, "merged")
     small.close()
+
+
+async def test_no_copy_is_made_that_could_not_be_placed(adapter_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = (ModelConfig(adapters=adapter_root),)
+    local = LocalEngine(EngineConfig(models, dtype="bfloat16", loads_adapters=False, max_adapter_bytes=30_000_000))
+    await local.load_adapter(0, "retrieval", None, "merged")
+    asked: list[object] = []
+    monkeypatch.setattr(LoraLinear, "lay_out", lambda *arguments: asked.append(arguments))
+    with pytest.raises(Overloaded):
+        await local.load_adapter(0, "classification", None, "merged")
+    assert not asked
+    local.close()
+
+
+async def test_a_merged_adapter_keeps_its_weights_until_its_last_lease_is_back(
+    engine: LocalEngine, tokens: list[Tokens]
+) -> None:
+    model = engine.runtime.models[0]
+    info = await engine.load_adapter(0, "retrieval", "leaving", "merged")
+    slot = model.registry.lease(info.handle)
+    used = model.registry._arena.num_used_bytes
+    await engine.unload_adapter(0, "leaving")
+    assert model.registry._arena.num_used_bytes == used
+    assert model._merged is not None and slot in model._merged.slots
+    other = await engine.load_adapter(0, "classification", "leaving", "merged")
+    assert model.registry.lease(other.handle) != slot
+    model.registry.release(other.handle)
+    kept = [linear for linear in model._merged._loaded.values() if slot in linear.merged]
+    assert len(kept) == 24
+    model.registry.release(info.handle)
+    assert slot not in model._merged.slots and not any(slot in linear.merged for linear in kept)
+    # The slot's next adapter is low-rank, and none of what stood there before is left.
+    again = await engine.load_adapter(0, "clustering", "returning", "low-rank")
+    assert model.registry.lease(again.handle) == slot
+    model.registry.release(again.handle)
+    found = await vectors(engine, tokens, [again.handle] * len(tokens))
+    wanted = await vectors(engine, tokens, [handle(engine, "clustering")] * len(tokens))
+    assert found.tobytes() == wanted.tobytes()
+    for name in ("leaving", "returning"):
+        await engine.unload_adapter(0, name)
+
+
+async def test_weights_that_changed_on_the_disk_are_not_merged_with(
+    adapter_root: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    local = LocalEngine(EngineConfig((ModelConfig(str(folder), adapter_root),), loads_adapters=False))
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("layer.0.attention.self.query.weight"))
+    tensors[name] = 3 * tensors[name]
+    (folder / "model.safetensors").unlink()  # the engine's own copy of the file may still be mapped
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(AdapterRejected, match=r"cannot be read again: .* files have changed since it was loaded"):
+        await local.load_adapter(0, "retrieval", None, "merged")
+    assert (await local.load_adapter(0, "retrieval", None, "low-rank")).placement == "low-rank"
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(AdapterRejected, match=r"cannot be read again: .* has no model\.safetensors"):
+        await local.load_adapter(0, "classification", None, "merged")
+    local.close()
 
 
 def test_only_linears_that_an_adapter_changes_are_copied(engine: LocalEngine) -> None:
