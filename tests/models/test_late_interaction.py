@@ -160,7 +160,7 @@ def as_rows(weights: Iterable[dict[int, float]], size: int) -> Vectors:
 
 def test_sparse_weights_equal_the_reference(m3: Path) -> None:
     reference = bge_m3.M3Reference(m3)
-    texts = TEXTS["document"]
+    texts = [*TEXTS["query"], *TEXTS["document"]]
     with Served(m3) as served:
         found = served.sparse(texts)
     wanted = [reference.sparse(text) for text in texts]
