@@ -63,6 +63,15 @@ def cpu_isa() -> str:
     return str(torch.ops.embedmux.cpu_isa()) if HAS_EXTENSION else "none"
 
 
+def keep_freed_memory() -> None:
+    """The process keeps memory that batches free, for the next one: fresh pages would cost some percent of it.
+
+    To be called once the weights are there, whose loading frees far more than batches use.
+    """
+    if HAS_EXTENSION:
+        torch.ops.embedmux.keep_freed_memory()
+
+
 __all__ = [
     "ALL",
     "HAS_EXTENSION",
@@ -71,6 +80,7 @@ __all__ = [
     "backends",
     "cpu_isa",
     "gated_activation",
+    "keep_freed_memory",
     "lora_matmul",
     "maxsim",
     "pack_pq",

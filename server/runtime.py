@@ -25,6 +25,7 @@ class Runtime:
             torch.set_num_threads(config.threads)
         self.config = config
         self.models = [LoadedModel(model, config) for model in config.models]
+        ops.keep_freed_memory()
         self.engine = Engine(
             self._compute,
             self,
