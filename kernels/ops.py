@@ -15,7 +15,7 @@ from embedmux.kernels.maxsim import maxsim
 from embedmux.kernels.norm import add_layer_norm
 from embedmux.kernels.pool_encode import pool_encode
 from embedmux.kernels.pool_normalize import pool_normalize
-from embedmux.kernels.post_norm_layer import post_norm_layer
+from embedmux.kernels.post_norm_layers import post_norm_layers
 from embedmux.kernels.pq_topk import pack_pq, pq_tables, pq_topk
 from embedmux.kernels.pre_norm import pre_norm
 from embedmux.kernels.quantize_pq import quantize_pq
@@ -33,7 +33,7 @@ ALL = (
     pre_norm,
     rope,
     gated_activation,
-    post_norm_layer,
+    post_norm_layers,
     pool_normalize,
     pool_encode,
     quantize_rows,
@@ -88,7 +88,7 @@ __all__ = [
     "pack_weight_int8",
     "pool_encode",
     "pool_normalize",
-    "post_norm_layer",
+    "post_norm_layers",
     "pq_tables",
     "pq_topk",
     "pre_norm",

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from embedmux.kernels import ops
-from embedmux.kernels.post_norm_layer import cases
+from embedmux.kernels.post_norm_layers import cases
 from peer_figures.ours import Ours
 from peer_figures.texts import library_tokenizer, long_texts, short_texts
 
@@ -62,8 +62,8 @@ def _steps(texts: list[str]) -> dict[str, float]:
         "down": product(3, [hidden], "none"),
     }
     found["one by one"] = sum(found.values())
-    found["in one call"] = _median(lambda: ops.post_norm_layer(*base))
-    found["four adapters, r = 16, add"] = _median(lambda: ops.post_norm_layer(*mixed)) - found["in one call"]
+    found["in one call"] = _median(lambda: ops.post_norm_layers(*base))
+    found["four adapters, r = 16, add"] = _median(lambda: ops.post_norm_layers(*mixed)) - found["in one call"]
     found["tokeniser (beside it, another process)"] = tokeniser / LAYERS
     found["embedding, pooling, dispatch"] = whole / LAYERS - found["in one call"]
     return found

@@ -13,7 +13,7 @@ from embedmux.server.backbones.layers import (
     AddLayerNorm,
     Attention,
     LoraLinear,
-    PostNormLayer,
+    PostNormLayers,
     keep_pooled,
     split_heads,
     take_rows,
@@ -132,34 +132,39 @@ class Backbone:
             )
             norms = [norm(name) for name in _norm_names(i)]
             self.layers.append(_Layer(shape, i, (qkv, attention_out, up, down), norms))
+        self.whole_layers = PostNormLayers(
+            [linear for layer in self.layers for linear in layer.linears],
+            [norm for layer in self.layers for norm in (layer.attention_norm, layer.output_norm)],
+            num_heads=shape.num_heads, scale=shape.head_size**-0.5,
+        )  # fmt: skip
 
     def __call__(self, batch: Batch) -> TokenStates:
         """See server/backbones/shape.py."""
         places = batch.positions + batch.types * self.num_positions if self.has_types else batch.positions
         words = take_rows(self.words, batch.token_ids)
         states = self.norm(words, take_rows(self.positions, places))
-        for layer in self.layers[:-1]:
-            states = layer(states, batch)
-        states = self.layers[-1](states, batch, is_last=True)
+        num_whole = 0 if batch.num_keys is not None else len(self.layers) - (batch.pooled is not None)
+        if num_whole:
+            states = self.whole_layers(states, batch, num_whole)
+        for layer in self.layers[num_whole:]:
+            states = layer(states, batch, is_last=layer is self.layers[-1])
         return TokenStates(states, batch.state_offsets)
 
 
 class _Layer:
-    """Attention and feed-forward, each followed by residual + LayerNorm."""
+    """Attention and feed-forward, each followed by residual + LayerNorm, op by op."""
 
     def __init__(
         self, shape: BertShape, index: int, linears: tuple[LoraLinear, ...], norms: list[AddLayerNorm]
     ) -> None:
+        self.linears = linears
         self.qkv, self.attention_out, self.up, self.down = linears
         self.attention_norm, self.output_norm = norms
         self.heads = {"num_heads": shape.num_heads, "num_kv_heads": shape.num_heads, "head_size": shape.head_size}
         self.attend = Attention(index, causal=False, window=-1, scale=shape.head_size**-0.5)
-        self.whole = PostNormLayer(linears, norms, num_heads=shape.num_heads, scale=shape.head_size**-0.5)
 
     def __call__(self, states: torch.Tensor, batch: Batch, *, is_last: bool = False) -> torch.Tensor:
         """states [T, hidden] -> [T, hidden], of the pooled rows alone in the last layer."""
-        if batch.num_keys is None and (batch.pooled is None or not is_last):
-            return self.whole(states, batch)
         segments = batch.segments
         context = self.attend(*split_heads(self.qkv(states, segments), **self.heads), batch, is_last=is_last)
         if is_last and batch.pooled is not None:

@@ -172,13 +172,13 @@ class Attention:
         return context.view(q.shape[0], -1)
 
 
-class PostNormLayer:
-    """All of a post-norm encoder's layer in one call, as kernels/post_norm_layer has it."""
+class PostNormLayers:
+    """A post-norm encoder's layers in one call, as kernels/post_norm_layers has it."""
 
     def __init__(
         self, linears: Sequence[LoraLinear], norms: Sequence[AddLayerNorm], *, num_heads: int, scale: float
     ) -> None:
-        """Query-key-value, attention output, up (with the activation) and down; the two norms in their order."""
+        """Of each layer query-key-value, attention output, up (with the activation) and down; its two norms."""
         self.linears = linears
         self.num_heads, self.scale, self.eps = num_heads, scale, norms[0].eps
         self.biases = [linear.bias for linear in linears]
@@ -186,16 +186,19 @@ class PostNormLayer:
         self.adapters = [linear.adapters for linear in linears]
         self.base = _as_lists([linear.base for linear in linears])
 
-    def __call__(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """states [T, hidden] -> [T, hidden], same dtype."""
-        segments, linears = batch.segments, self.linears
+    def __call__(self, states: torch.Tensor, batch: Batch, num_layers: int) -> torch.Tensor:
+        """states [T, hidden] -> [T, hidden] behind the first layers, same dtype."""
+        segments, end = batch.segments, 4 * num_layers
         weights, packed = self.base
         if segments.sets is not None:
-            sets = zip(*(linear.weight_sets(segments) for linear in linears), strict=True)
-            weights, packed = _as_lists([weight for weight_set in sets for weight in weight_set])
-        found: torch.Tensor = torch.ops.embedmux.post_norm_layer(
-            states, batch.offsets, self.num_heads, self.scale, self.eps, linears[2].activation,
-            weights, self.biases, self.norms, linears[0].low_rank, self.adapters,
+            sets = [linear.weight_sets(segments) for linear in self.linears[:end]]
+            layers = (sets[first : first + 4] for first in range(0, end, 4))
+            weights, packed = _as_lists([weight for layer in layers for of in zip(*layer, strict=True) for weight in of])
+        elif num_layers < len(self.linears) // 4:
+            weights, packed = weights[:end], packed[:end]
+        found: torch.Tensor = torch.ops.embedmux.post_norm_layers(
+            states, batch.offsets, self.num_heads, self.scale, self.eps, self.linears[2].activation,
+            weights, self.biases[:end], self.norms[:end], self.linears[0].low_rank, self.adapters[:end],
             segments.offsets, segments.slots, packed, segments.sets,
         )  # fmt: skip
         return found

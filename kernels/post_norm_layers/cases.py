@@ -1,4 +1,4 @@
-"""Shapes of post_norm_layer that tests and benchmarks walk: uneven lengths, mixed ranks, base rows, last adapter."""
+"""Shapes of post_norm_layers that tests and benchmarks walk: uneven lengths, mixed ranks, base rows, last adapter."""
 
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
@@ -23,6 +23,7 @@ class Case:
     sequences: tuple[tuple[int, int], ...]
     ranks: tuple[int, ...] = (16, 0, 3, 40)
     activation: str = "gelu"
+    num_layers: int = 1
 
     @property
     def rows(self) -> int:
@@ -40,7 +41,7 @@ def make_inputs(case: Case, seed: int) -> Arguments:
     hidden, inner = case.hidden, case.inner
     shapes = [(3 * hidden, hidden), (hidden, hidden), (inner, hidden), (hidden, inner)]
     factors, end, adapters = [normal(3)], 3, []
-    for (out, depth), num_slices in zip(shapes, (3, 1, 1, 1), strict=True):
+    for (out, depth), num_slices in zip(shapes * case.num_layers, (3, 1, 1, 1) * case.num_layers, strict=True):
         table = torch.zeros(len(case.ranks), num_slices, 3, dtype=torch.int64)
         for slot, rank in enumerate(case.ranks):
             for piece in range(num_slices):
@@ -57,9 +58,9 @@ def make_inputs(case: Case, seed: int) -> Arguments:
         (hidden // case.num_heads) ** -0.5,
         1e-5,
         case.activation,
-        [(normal(*shape) / shape[1] ** 0.5).to(case.dtype) for shape in shapes],
-        [normal(out).to(case.dtype) for out, _ in shapes],
-        [normal(hidden).to(case.dtype) for _ in range(4)],
+        [(normal(*shape) / shape[1] ** 0.5).to(case.dtype) for shape in shapes * case.num_layers],
+        [normal(out).to(case.dtype) for out, _ in shapes * case.num_layers],
+        [normal(hidden).to(case.dtype) for _ in range(4 * case.num_layers)],
         torch.cat(factors).to(case.dtype),
         adapters,
         torch.tensor([0, *accumulate(tokens for _, tokens in runs)], dtype=torch.int32),
@@ -70,8 +71,8 @@ def make_inputs(case: Case, seed: int) -> Arguments:
 
 def cost(case: Case) -> tuple[int, int]:
     """(bytes, operations) at least: x and y once, the weights once; the four products and attention's two."""
-    weights = case.hidden * (4 * case.hidden + 2 * case.inner)
-    scores = sum(tokens * tokens for tokens, _ in case.sequences)
+    weights = case.num_layers * case.hidden * (4 * case.hidden + 2 * case.inner)
+    scores = case.num_layers * sum(tokens * tokens for tokens, _ in case.sequences)
     operands = 2 * case.rows * case.hidden + weights
     return operands * case.dtype.itemsize, 2 * case.rows * weights + 4 * scores * case.hidden
 
@@ -79,11 +80,12 @@ def cost(case: Case) -> tuple[int, int]:
 def tolerance(case: Case) -> tuple[float, float]:
     """(rtol, atol) against float64, of values of a variance near one behind a LayerNorm.
 
-    In 16 bits each of five steps between x and y is rounded, and what a step rounds the next multiplies and sums.
+    In 16 bits each of five steps between x and y is rounded, and what a step rounds the next multiplies and sums; so
+    does a layer with what the last one rounded.
     """
     if case.dtype == torch.float32:
-        return 2e-5, 5e-5
-    return (0.0, 0.12) if case.dtype == torch.bfloat16 else (0.0, 0.015)
+        return 2e-5, 5e-5 * case.num_layers
+    return (0.0, (0.12 if case.dtype == torch.bfloat16 else 0.015) * case.num_layers)
 
 
 _BASE, _LAST = -1, 3
@@ -98,7 +100,9 @@ _SHAPES = (
     replace(_SMALL, name="silu", activation="silu"),
     replace(_SMALL, name="odd_widths", hidden=96, inner=200, num_heads=6),
     replace(_SMALL, name="many_short", hidden=128, sequences=tuple((1 + 7 * i % 31, i // 20 - 1) for i in range(100))),
+    replace(_SMALL, name="three_layers", num_layers=3),
     replace(_SMALL, name="uneven", hidden=128, inner=256, sequences=((300, _BASE), (2, _BASE), (513, 0), (70, _LAST))),
+    replace(_SMALL, name="many_short_two_layers", hidden=128, num_layers=2, sequences=((9, 0), (30, 1)) * 40),
     Case("minilm", torch.float32, 384, 1536, 12, ((112, 0), (97, 0), (130, 1), (12, 2), (150, _LAST), (55, _LAST))),
 )
 CASES: tuple[Case, ...] = (
