@@ -33,7 +33,9 @@ NormRows<T> rows_of(const NormTensors& tensors, double eps) {
           tensors.x.stride(0),
           tensors.residual.defined() ? tensors.residual.stride(0) : 0,
           tensors.x.size(1),
-          static_cast<float>(eps)};
+          static_cast<float>(eps),
+          tensors.x_rows.defined() ? tensors.x_rows.const_data_ptr<int64_t>() : nullptr,
+          tensors.residual_rows.defined() ? tensors.residual_rows.const_data_ptr<int64_t>() : nullptr};
 }
 
 }  // namespace
@@ -73,9 +75,9 @@ void run_norm(const NormTensors& tensors, double eps, NormKind kind) {
   choose_kernel(tensors.x.scalar_type(), [&]<typename T, Isa Level>() {
     const NormRows<T> rows = rows_of<T>(tensors, eps);
     if (kind == NormKind::layer) {
-      norm_rows<NormKind::layer, T, Level>(rows, tensors.x.size(0));
+      norm_rows<NormKind::layer, T, Level>(rows, tensors.out.size(0));
     } else {
-      norm_rows<NormKind::rms, T, Level>(rows, tensors.x.size(0));
+      norm_rows<NormKind::rms, T, Level>(rows, tensors.out.size(0));
     }
   });
 }

@@ -9,9 +9,10 @@ namespace embedmux {
 
 enum class NormKind { layer, rms };
 
-// The arguments of a norm after its checks. `residual`, `bias` and `sum` may be undefined.
+// The arguments of a norm after its checks. `residual`, `bias` and `sum` may be undefined. So may `x_rows` and
+// `residual_rows`, int64 as long as `out`: the rows of x and residual that are meant, else all in their order.
 struct NormTensors {
-  at::Tensor x, residual, weight, bias, out, sum;
+  at::Tensor x, residual, weight, bias, out, sum, x_rows, residual_rows;
 };
 
 // Checks the arguments as the contract of the norms has it and gives `out` its memory, and `sum` too if it is wanted.

@@ -12,6 +12,7 @@
 namespace embedmux {
 
 constexpr int64_t kPairWidth = 32;
+constexpr int64_t kRowsAhead = 8;  // of a table are called from memory: they lie anywhere in it
 
 // Rows of a whole number of 32 values; weight and bias float32 in pairs, see pair_up.
 struct PairedRows {
@@ -21,6 +22,12 @@ struct PairedRows {
   uint16_t* out;
   int64_t x_stride, residual_stride, width;
   float eps;
+  const int64_t *x_rows = nullptr, *residual_rows = nullptr;  // see NormTensors
+
+  const uint16_t* x_row(int64_t index) const { return x + (x_rows == nullptr ? index : x_rows[index]) * x_stride; }
+  const uint16_t* residual_row(int64_t index) const {
+    return residual + (residual_rows == nullptr ? index : residual_rows[index]) * residual_stride;
+  }
 };
 
 // Of each 32 values the even ones, then the odd ones.
@@ -40,13 +47,18 @@ EMBEDMUX_AVX512_BF16 inline __m512 odd_values(__m512i pairs) {
 template <int Rows>
 EMBEDMUX_AVX512_BF16 inline void normalize_pairs(const PairedRows& rows, int64_t index, float* buffer) {
   const int64_t width = rows.width;
+  const uint16_t *x[Rows], *residual[Rows];
+  for (int r = 0; r < Rows; ++r) {
+    x[r] = rows.x_row(index + r);
+    residual[r] = rows.residual == nullptr ? nullptr : rows.residual_row(index + r);
+  }
   __m512 sums[Rows][2] = {}, squares[Rows][2] = {}, means[Rows], scales[Rows];
   for (int64_t j = 0; j < width; j += kPairWidth) {
     for (int r = 0; r < Rows; ++r) {
-      const __m512i pairs = _mm512_loadu_si512(rows.x + (index + r) * rows.x_stride + j);
+      const __m512i pairs = _mm512_loadu_si512(x[r] + j);
       __m512 even = even_values(pairs), odd = odd_values(pairs);
       if (rows.residual != nullptr) {
-        const __m512i other = _mm512_loadu_si512(rows.residual + (index + r) * rows.residual_stride + j);
+        const __m512i other = _mm512_loadu_si512(residual[r] + j);
         even = _mm512_add_ps(even, even_values(other));
         odd = _mm512_add_ps(odd, odd_values(other));
       }
@@ -91,7 +103,14 @@ EMBEDMUX_AVX512_BF16 inline void normalize_pairs(const PairedRows& rows, int64_t
 // Rows [begin, end); `buffer` holds two rows of floats.
 EMBEDMUX_AVX512_BF16 inline void norm_pairs(const PairedRows& rows, int64_t begin, int64_t end, float* buffer) {
   int64_t i = begin;
-  for (; i + 1 < end; i += 2) normalize_pairs<2>(rows, i, buffer);
+  for (; i + 1 < end; i += 2) {
+    if (rows.x_rows != nullptr && i + kRowsAhead + 1 < end) {
+      for (int64_t j = 0; j < 2 * rows.width; j += kPairWidth) {
+        _mm_prefetch(rows.x_row(i + kRowsAhead + j / rows.width) + j % rows.width, _MM_HINT_T0);
+      }
+    }
+    normalize_pairs<2>(rows, i, buffer);
+  }
   if (i < end) normalize_pairs<1>(rows, i, buffer);
 }
 

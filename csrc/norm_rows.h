@@ -28,6 +28,12 @@ struct NormRows {
   T* sum;  // may be null: x + residual, rounded
   int64_t x_stride, residual_stride, width;
   float eps;
+  const int64_t *x_rows, *residual_rows;  // may be null: see NormTensors
+
+  const T* x_row(int64_t index) const { return x + (x_rows == nullptr ? index : x_rows[index]) * x_stride; }
+  const T* residual_row(int64_t index) const {
+    return residual + (residual_rows == nullptr ? index : residual_rows[index]) * residual_stride;
+  }
 };
 
 EMBEDMUX_INLINE float widen(BFloat16Bits value) { return widen(value.bits); }
@@ -38,10 +44,10 @@ template <NormKind Kind, typename T>
 EMBEDMUX_INLINE void normalize_portable(const NormRows<T>& rows, int64_t index, float* buffer) {
   const int64_t width = rows.width;
   const int64_t padded = (width + kNormLanes - 1) / kNormLanes * kNormLanes;
-  const T* x = rows.x + index * rows.x_stride;
+  const T* x = rows.x_row(index);
   for (int64_t j = 0; j < width; ++j) buffer[j] = widen(x[j]);
   if (rows.residual != nullptr) {
-    const T* residual = rows.residual + index * rows.residual_stride;
+    const T* residual = rows.residual_row(index);
     for (int64_t j = 0; j < width; ++j) buffer[j] += widen(residual[j]);
   }
   if (rows.sum != nullptr) {
@@ -95,8 +101,8 @@ EMBEDMUX_AVX512 inline void normalize_avx512(const NormRows<T>& rows, int64_t in
   constexpr int64_t kStep = kNormChains * kNormLanes;
   const int64_t width = rows.width;
   const auto lanes_at = [width](int64_t j) { return Whole ? first_lanes(kNormLanes) : first_lanes(width - j); };
-  const T* x = rows.x + index * rows.x_stride;
-  const T* residual = rows.residual == nullptr ? nullptr : rows.residual + index * rows.residual_stride;
+  const T* x = rows.x_row(index);
+  const T* residual = rows.residual == nullptr ? nullptr : rows.residual_row(index);
   T* sum = rows.sum == nullptr ? nullptr : rows.sum + index * width;
   T* out = rows.out + index * width;
   const float *weight = rows.weight, *bias = rows.bias;
@@ -186,7 +192,9 @@ void norm_rows(const NormRows<T>& rows, int64_t count) {
                           rows.x_stride,
                           rows.residual_stride,
                           rows.width,
-                          rows.eps};
+                          rows.eps,
+                          rows.x_rows,
+                          rows.residual_rows};
     return parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
       std::vector<float> buffer(2 * rows.width);
       norm_pairs(work, begin, end, buffer.data());

@@ -1,7 +1,7 @@
 // embedmux::take_rows on the CPU.
-#include <cstring>
+#include "take_rows.h"
 
-#include "tensors.h"
+#include <cstring>
 
 namespace embedmux {
 namespace {
@@ -10,16 +10,9 @@ constexpr int64_t kBytesPerThread = 1 << 16;
 constexpr int64_t kAhead = 8;  // rows called from memory before they are copied: they lie anywhere in the table
 
 at::Tensor take_rows(const at::Tensor& table, const at::Tensor& rows) {
-  check_rank(table, "table", 2);
-  check_contiguous(table, "table");
-  check_rank(rows, "rows", 1);
-  check_dtype(rows, "rows", at::kLong);
-  check_contiguous(rows, "rows");
-  const int64_t count = rows.size(0), row_bytes = table.size(1) * table.element_size(), size = table.size(0);
+  check_taken(table, "table", rows, "rows");
+  const int64_t count = rows.size(0), row_bytes = table.size(1) * table.element_size();
   const int64_t* numbers = rows.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < count; ++i) {
-    TORCH_CHECK(numbers[i] >= 0 && numbers[i] < size, "rows must be in 0..", size - 1, ", got ", numbers[i], " at ", i);
-  }
   const at::Tensor out = at::empty({count, table.size(1)}, table.options());
   const char* source = static_cast<const char*>(table.const_data_ptr());
   char* target = static_cast<char*>(out.mutable_data_ptr());

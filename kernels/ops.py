@@ -10,6 +10,7 @@ import torch
 
 from embedmux.kernels.activation import gated_activation
 from embedmux.kernels.attention import attention
+from embedmux.kernels.embed_norm import embed_norm
 from embedmux.kernels.lora_matmul import lora_matmul, pack_weight, pack_weight_int8
 from embedmux.kernels.maxsim import maxsim
 from embedmux.kernels.norm import add_layer_norm
@@ -44,6 +45,7 @@ ALL = (
     rescore,
     maxsim,
     take_rows,
+    embed_norm,
 )
 EXTENSION = "embedmux.kernels._C"
 
@@ -79,6 +81,7 @@ __all__ = [
     "attention",
     "backends",
     "cpu_isa",
+    "embed_norm",
     "gated_activation",
     "keep_freed_memory",
     "lora_matmul",

@@ -16,7 +16,6 @@ from embedmux.server.backbones.layers import (
     PostNormLayers,
     keep_pooled,
     split_heads,
-    take_rows,
 )
 from embedmux.server.backbones.weights import Checkpoint
 from embedmux.server.checkpoint.folder import Config
@@ -141,8 +140,9 @@ class Backbone:
     def __call__(self, batch: Batch) -> TokenStates:
         """See server/backbones/shape.py."""
         places = batch.positions + batch.types * self.num_positions if self.has_types else batch.positions
-        words = take_rows(self.words, batch.token_ids)
-        states = self.norm(words, take_rows(self.positions, places))
+        states: torch.Tensor = torch.ops.embedmux.embed_norm(
+            self.words, batch.token_ids, self.positions, places, self.norm.weight, self.norm.bias, self.norm.eps
+        )
         num_whole = 0 if batch.num_keys is not None else len(self.layers) - (batch.pooled is not None)
         if num_whole:
             states = self.whole_layers(states, batch, num_whole)

@@ -193,7 +193,9 @@ class PostNormLayers:
         if segments.sets is not None:
             sets = [linear.weight_sets(segments) for linear in self.linears[:end]]
             layers = (sets[first : first + 4] for first in range(0, end, 4))
-            weights, packed = _as_lists([weight for layer in layers for of in zip(*layer, strict=True) for weight in of])
+            weights, packed = _as_lists(
+                [weight for layer in layers for of in zip(*layer, strict=True) for weight in of]
+            )
         elif num_layers < len(self.linears) // 4:
             weights, packed = weights[:end], packed[:end]
         found: torch.Tensor = torch.ops.embedmux.post_norm_layers(
