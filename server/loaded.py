@@ -24,11 +24,11 @@ from embedmux.server.batching.prefixes import PrefixCache, make_pool
 from embedmux.server.checkpoint.folder import ModelFolder
 from embedmux.server.checkpoint.read import read
 from embedmux.server.config import EngineConfig, ModelConfig
-from embedmux.server.errors import AdapterRejected, EngineFailure, ModelRejected
+from embedmux.server.errors import AdapterRejected, ModelRejected
 from embedmux.server.facts import AdapterInfo, ModelInfo
 from embedmux.server.heads.build import Heads, build_heads
 from embedmux.server.models import find_model
-from embedmux.server.outputs import encode_all_kinds, encode_rows
+from embedmux.server.outputs import Row, encode_all_kinds, encode_rows
 from embedmux.server.packed import LowRankTables
 from embedmux.server.records import BASE_MODEL, Calibration, Placement, Sequence
 
@@ -106,7 +106,7 @@ class LoadedModel:
         return self.registry.add(replace(adapter, calibrations=self._on_device(adapter.calibrations)), placed)
 
     @torch.inference_mode()
-    def compute(self, sequences: list[Sequence]) -> list[bytes | EngineFailure]:
+    def compute(self, sequences: list[Sequence]) -> list[Row]:
         """Sequences in batch order -> one row of bytes, or its own error, each."""
         specs = [(sequence.job.output, self._calibration(sequence)) for sequence in sequences]
         wholes = [piece_of(sequence) for sequence in sequences]
@@ -122,12 +122,11 @@ class LoadedModel:
                 merged = self._merged.slots if self._merged is not None else ()
                 states = self.backbone(to_device(layout, self._packing, self.device, merged=merged))
             token_ids = [piece.token_ids for piece in wholes]
-            rows = encode_rows(states, places, token_ids, specs, self.contract.pooling, self.heads)
+            return encode_rows(states, places, token_ids, specs, self.contract.pooling, self.heads)
         except Exception:
             if self._prefixes is not None:
                 self._prefixes.clear()
             raise
-        return [row if isinstance(row, EngineFailure) else row.tobytes() for row in rows]
 
     def _calibration(self, sequence: Sequence) -> Calibration | None:
         """The ranges that a text's codes are made with; None for encodings without."""

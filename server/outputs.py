@@ -15,6 +15,7 @@ from embedmux.server.packed import TokenStates
 from embedmux.server.records import Calibration, Encoding, Output, OutputSpec, Pooling
 
 NOT_FINITE = "the model gave a vector that is not finite"
+NO_BYTES = np.empty(0, dtype=np.uint8)
 Row = np.ndarray | EngineFailure  # bytes as uint8
 
 
@@ -31,24 +32,23 @@ def encode_rows(
     places [n]: where each text stands among the sequences of the states; token_ids and specs [n]: its tokens, and what
     becomes of it. Texts that share a spec and a calibration are encoded in one call; no row depends on the others.
     """
-    groups: dict[tuple[OutputSpec, str], list[int]] = defaultdict(list)
-    for index, (spec, calibration) in enumerate(specs):
-        groups[spec, calibration.id if calibration else ""].append(index)
+    groups = _group(specs)
     is_whole = places == list(range(states.offsets.shape[0] - 1))
     found: list[torch.Tensor] = []
-    for (spec, _), members in groups.items():
-        calibration = specs[members[0]][1]
+    for members in groups:
+        spec, calibration = specs[members[0]]
         chosen = None
         if len(groups) > 1 or not is_whole:
             chosen = _to_device([places[index] for index in members], states.offsets.device)
         found += _encode_pooled(states, chosen, spec, calibration, pooling, heads)
     on_host = iter(_fetch(found))
-    rows: list[Row] = [np.empty(0, dtype=np.uint8)] * len(specs)
-    for members, codes, finite in zip(groups.values(), on_host, on_host, strict=True):
+    rows: list[Row] = [NO_BYTES] * len(specs)
+    for members, codes, finite in zip(groups, on_host, on_host, strict=True):
         packed = codes.view(torch.uint8).numpy()
         for index, row, is_finite in zip(members, packed, finite.tolist(), strict=True):
             rows[index] = row if is_finite else EngineFailure(NOT_FINITE)
-    for (spec, _), members in groups.items():
+    for members in groups:
+        spec = specs[members[0]][0]
         if Output.SPARSE in spec.outputs or Output.TOKENS in spec.outputs:
             _add_tokens(rows, members, states, places, token_ids, spec, heads)
     return rows
@@ -61,6 +61,18 @@ def encode_all_kinds(states: TokenStates, pooling: Pooling) -> None:
     for encoding in Encoding:
         for chosen in (None, states.offsets[:1]):
             encode_dense(states, chosen, OutputSpec(width, encoding), ranges, pooling)
+
+
+def _group(specs: list[tuple[OutputSpec, Calibration | None]]) -> list[list[int]]:
+    """The places of equal specs together. Most of a batch share one object, and hashing takes longer than a look."""
+    groups: dict[tuple[OutputSpec, str], list[int]] = defaultdict(list)
+    seen: dict[tuple[int, int], list[int]] = {}
+    for index, (spec, calibration) in enumerate(specs):
+        identity = (id(spec), id(calibration))
+        if identity not in seen:
+            seen[identity] = groups[spec, calibration.id if calibration else ""]
+        seen[identity].append(index)
+    return list(groups.values())
 
 
 def _encode_pooled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from embedmux.kernels import ops
@@ -44,15 +45,15 @@ class Runtime:
         """Takes an adapter out of service; raises NotFound."""
         self.models[model].registry.remove(adapter_id)
 
-    def lease(self, model: int, handle: int) -> int:
-        """The slot of a model's adapter, pinned until ``release``; raises NotFound."""
-        return self.models[model].registry.lease(handle)
+    def lease(self, model: int, handle: int, count: int) -> int:
+        """The slot of a model's adapter, pinned until as many leases are released; raises NotFound."""
+        return self.models[model].registry.lease(handle, count)
 
-    def release(self, model: int, handle: int) -> None:
-        """Gives one lease back."""
-        self.models[model].registry.release(handle)
+    def release(self, model: int, handle: int, count: int) -> None:
+        """Gives leases back."""
+        self.models[model].registry.release(handle, count)
 
-    def _compute(self, sequences: list[Sequence]) -> list[bytes | EngineFailure]:
+    def _compute(self, sequences: list[Sequence]) -> list[np.ndarray | EngineFailure]:
         """Sequences of one model in batch order -> one row of bytes, or its own error, each."""
         return self.models[sequences[0].job.model].compute(sequences)
 

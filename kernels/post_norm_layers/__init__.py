@@ -9,8 +9,8 @@ inner, L layers, n sequences, S slots, G segments.
 x [T, H] float32, bfloat16 or float16; offsets [n + 1] int32 cut the T rows into sequences, which attend to themselves
 alone, from both sides, in num_heads heads, scores times scale. Of each layer, one after another, weights are [3 H, H],
 [H, H], [I, H] and [H, I], biases theirs, norms weight and bias of the two LayerNorms [H], all of x's dtype. arena,
-segment_offsets and segment_slots are as for lora_matmul; adapters holds a table [S, J, 3] for each weight, J = 3 for the
-first and 1 for the others. activation is "gelu", "gelu_tanh", "silu" or "relu". packed holds pack_weight (or
+segment_offsets and segment_slots are as for lora_matmul; adapters holds a table [S, J, 3] for each weight, J = 3 for
+the first and 1 for the others. activation is "gelu", "gelu_tanh", "silu" or "relu". packed holds pack_weight (or
 pack_weight_int8) of each weight, or nothing.
 
 weights, and packed with it, may hold several sets of four for each layer, such as those that adapters were merged into:

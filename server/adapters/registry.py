@@ -103,15 +103,18 @@ class AdapterRegistry:
             self._loaded[handle].is_draining = True
             self._free_if_unused(handle)
 
-    def lease(self, handle: int) -> int:
-        """The slot of a ready adapter, pinned until ``release``; BASE_MODEL for BASE_MODEL. Raises NotFound."""
+    def lease(self, handle: int, count: int = 1) -> int:
+        """The slot of a ready adapter, pinned until ``count`` leases are back; BASE_MODEL for BASE_MODEL.
+
+        Raises NotFound.
+        """
         if handle == BASE_MODEL:
             return BASE_MODEL
         with self._lock:
             loaded = self._loaded.get(handle)
             if loaded is None or loaded.is_draining:
                 raise NotFound(f"the adapter with handle {handle} was unloaded; load it again and repeat the request")
-            loaded.num_leases += 1
+            loaded.num_leases += count
             return loaded.slot
 
     def release(self, handle: int, count: int = 1) -> None:

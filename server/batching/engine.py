@@ -7,8 +7,11 @@ accepted job is answered: texts end with their bytes in ``job.out`` or an entry 
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Protocol
+
+import numpy as np
 
 from embedmux.server.batching.pack import order
 from embedmux.server.batching.scheduler import Scheduler
@@ -26,17 +29,17 @@ logger = logging.getLogger(__name__)
 
 Done = Callable[[EngineJob], None]
 # Computes sequences, in this order, into one row of bytes for each, or the error of that text alone.
-Compute = Callable[[list[Sequence]], Collection[bytes | EmbedmuxError]]
+Compute = Callable[[list[Sequence]], Collection[bytes | np.ndarray | EmbedmuxError]]
 
 
 class Leases(Protocol):
     """Who knows the slots: a leased adapter stays in its slot until it is released (Runtime, by AdapterRegistry)."""
 
-    def lease(self, model: int, handle: int) -> int:
-        """The slot of a model's adapter; raises NotFound when it was unloaded."""
+    def lease(self, model: int, handle: int, count: int) -> int:
+        """``count`` leases of a model's adapter: its slot; raises NotFound when it was unloaded."""
 
-    def release(self, model: int, handle: int) -> None:
-        """Gives one lease back."""
+    def release(self, model: int, handle: int, count: int) -> None:
+        """Gives so many leases back."""
 
 
 class Engine:
@@ -56,15 +59,15 @@ class Engine:
     def submit(self, job: EngineJob, done: Done) -> None:
         """Queues a job; ``done(job)`` is called once, when every text of it has an answer."""
         now = time.monotonic()
+        handles, lengths = job.adapters.tolist(), (job.offsets[1:] - job.offsets[:-1]).tolist()
+        slots = self._lease(job.model, handles)
         sequences: list[Sequence] = []
-        for index in range(len(job.adapters)):
-            try:
-                slot = self._leases.lease(job.model, int(job.adapters[index]))
-            except EmbedmuxError as error:
-                job.errors[index] = error
-                continue
-            num_tokens = int(job.offsets[index + 1] - job.offsets[index])
-            sequences.append(Sequence(job, index, num_tokens, slot, now, job.deadline))
+        for index, (handle, num_tokens) in enumerate(zip(handles, lengths, strict=True)):
+            slot = slots[handle]
+            if isinstance(slot, EmbedmuxError):
+                job.errors[index] = slot
+            else:
+                sequences.append(Sequence(job, index, num_tokens, slot, now, job.deadline))
         job.remaining = len(sequences)
         refused: EmbedmuxError | None = None
         is_answered = not sequences  # once it is queued, the device thread may answer it before this call returns
@@ -79,9 +82,9 @@ class Engine:
                 except Overloaded as error:
                     refused = error
         if refused is not None:
+            self._release(sequences)
             for sequence in sequences:
                 job.errors[sequence.index] = refused
-                self._leases.release(job.model, int(job.adapters[sequence.index]))
             is_answered = True
         if is_answered:
             done(job)
@@ -132,22 +135,41 @@ class Engine:
         for sequence, row in zip(batch, rows, strict=True):
             if isinstance(row, EmbedmuxError):
                 logger.error("a text of %d tokens failed: %s", sequence.num_tokens, row)
-                self._fail([sequence], row)
+                sequence.job.errors[sequence.index] = row
                 continue
             start = sequence.job.row_starts[sequence.index]
             sequence.job.out[start : start + len(row)] = row
-            self._finish(sequence)
+        self._finish(batch)
 
     def _fail(self, sequences: list[Sequence], error: EmbedmuxError) -> None:
         for sequence in sequences:
             sequence.job.errors[sequence.index] = error
-            self._finish(sequence)
+        self._finish(sequences)
 
-    def _finish(self, sequence: Sequence) -> None:
-        job = sequence.job
-        self._leases.release(job.model, int(job.adapters[sequence.index]))
+    def _finish(self, sequences: list[Sequence]) -> None:
+        """Counts answered texts off their jobs, and answers the jobs that have no other left."""
+        self._release(sequences)
+        finished: list[tuple[EngineJob, Done]] = []
         with self._wake:  # cancel runs on the caller's thread, so the count is shared
-            job.remaining -= 1
-            done = self._done.pop(id(job))[1] if not job.remaining else None
-        if done is not None:
+            for sequence in sequences:
+                job = sequence.job
+                job.remaining -= 1
+                if not job.remaining:
+                    finished.append(self._done.pop(id(job)))
+        for job, done in finished:
             done(job)
+
+    def _lease(self, model: int, handles: list[int]) -> dict[int, int | EmbedmuxError]:
+        """A lease for each of the handles, which may be the same: the slot of each, or why it has none."""
+        found: dict[int, int | EmbedmuxError] = {}
+        for handle, count in Counter(handles).items():
+            try:
+                found[handle] = self._leases.lease(model, handle, count)
+            except EmbedmuxError as error:
+                found[handle] = error
+        return found
+
+    def _release(self, sequences: list[Sequence]) -> None:
+        leases = Counter((each.job.model, each.job.adapters.item(each.index)) for each in sequences)
+        for (model, handle), count in leases.items():
+            self._leases.release(model, handle, count)

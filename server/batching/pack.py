@@ -12,9 +12,11 @@ from embedmux.server.packed import Batch, PooledRows, Segments, SharedPrefixes
 from embedmux.server.records import BASE_MODEL, Pooling, Sequence
 
 NO_PREFIX = -1
+NO_SECOND = np.iinfo(np.int64).max  # behind every position
+PREFIX_ARRAYS = ("prefix_offsets", "prefix_of", "source", "target")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made for every text, as Sequence
 class Piece:
     """Tokens that are packed as one sequence: a text, its tail behind a shared prefix, or such a prefix itself.
 
@@ -73,6 +75,16 @@ class Packing:
         """P, 0 without a pool."""
         return 0 if self.pool is None else self.pool[0].shape[1]
 
+    @property
+    def arrays(self) -> list[str]:
+        """What of a layout such a model reads."""
+        names = ["token_ids", "positions", "types", "offsets", "segment_offsets", "segment_slots"]
+        if self.pooled is not None:
+            names += ["pooled_rows", "segment_pieces"]
+        if self.pool is not None:
+            names += PREFIX_ARRAYS
+        return names if self.unread_token is None else [*names, "num_keys"]
+
 
 PLAIN = Packing()
 
@@ -85,8 +97,8 @@ def order(sequences: list[Sequence]) -> list[Sequence]:
 def piece_of(sequence: Sequence) -> Piece:
     """A whole text."""
     job, index = sequence.job, sequence.index
-    ids = job.token_ids[job.offsets[index] : job.offsets[index + 1]]
-    return Piece(ids, sequence.slot, second=int(job.second[index]))
+    ids = job.token_ids[job.offsets.item(index) : job.offsets.item(index + 1)]
+    return Piece(ids, sequence.slot, second=job.second.item(index))
 
 
 def pack(pieces: list[Piece], packing: Packing) -> Layout:
@@ -100,7 +112,7 @@ def pack(pieces: list[Piece], packing: Packing) -> Layout:
     token_ids = np.concatenate([piece.token_ids for piece in pieces])
     starts = np.array([piece.start for piece in pieces], dtype=np.int64)
     positions = np.arange(len(token_ids), dtype=np.int64) + np.repeat(starts - offsets[:-1], lengths)
-    seconds = np.array([piece.second or np.iinfo(np.int64).max for piece in pieces], dtype=np.int64)
+    seconds = np.array([piece.second or NO_SECOND for piece in pieces], dtype=np.int64)
     slots = np.array([piece.slot for piece in pieces], dtype=np.int32)
     firsts = np.flatnonzero(np.concatenate(([True], slots[1:] != slots[:-1])))
     prefix_offsets, prefix_of = _prefixes(pieces, packing.pool_rows)
@@ -128,19 +140,19 @@ def to_device(layout: Layout, packing: Packing, device: torch.device, *, merged:
     def put(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
 
-    count = len(layout.offsets)
-    return make_batch(
-        {name: put(getattr(layout, name)) for name in Layout.__dataclass_fields__},
-        torch.arange(count, dtype=torch.int32, device=device),
-        packing,
-        merged=tuple(slot for slot in dict.fromkeys(layout.segment_slots.tolist()) if slot in merged),
-    )
+    arrays = {name: put(getattr(layout, name)) for name in packing.arrays}
+    counting = torch.arange(len(layout.offsets), dtype=torch.int32, device=device) if packing.pooled else None
+    found = tuple(slot for slot in dict.fromkeys(layout.segment_slots.tolist()) if slot in merged)
+    return make_batch(arrays, counting, packing, merged=found)
 
 
 def make_batch(
-    arrays: dict[str, torch.Tensor], counting: torch.Tensor, packing: Packing, *, merged: tuple[int, ...] = ()
+    arrays: dict[str, torch.Tensor], counting: torch.Tensor | None, packing: Packing, *, merged: tuple[int, ...] = ()
 ) -> Batch:
-    """A Batch over a layout's arrays on the device; ``counting`` [n + 1] int32 is 0, 1, .. n."""
+    """A Batch over the arrays that the packing names, on the device.
+
+    ``counting`` [n + 1] int32 is 0, 1, .. n, None where no rows are pooled.
+    """
     slots, sets = arrays["segment_slots"], None
     if merged:
         sets = torch.zeros_like(slots)
@@ -149,10 +161,10 @@ def make_batch(
         slots = slots.masked_fill(sets > 0, BASE_MODEL)
     pooled = prefixes = None
     if packing.pooled is not None:
+        assert counting is not None
         pooled = PooledRows(arrays["pooled_rows"], Segments(arrays["segment_pieces"], slots, merged, sets), counting)
     if packing.pool is not None:
-        names = ("prefix_offsets", "prefix_of", "source", "target")
-        prefixes = SharedPrefixes(*packing.pool, *(arrays[name] for name in names))
+        prefixes = SharedPrefixes(*packing.pool, *(arrays[name] for name in PREFIX_ARRAYS))
     return Batch(
         token_ids=arrays["token_ids"],
         positions=arrays["positions"],
@@ -167,6 +179,8 @@ def make_batch(
 
 def _prefixes(pieces: list[Piece], pool_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Offsets that cut the whole pool, and each piece's prefix: what lies between two prefixes is one nobody uses."""
+    if not pool_rows:
+        return np.zeros(2, dtype=np.int32), np.full(len(pieces), NO_PREFIX, dtype=np.int32)
     used = sorted({piece.prefix for piece in pieces if piece.prefix is not None})
     edges = [0, *(edge for prefix in used for edge in prefix), pool_rows]
     places = {prefix: 2 * place + 1 for place, prefix in enumerate(used)}

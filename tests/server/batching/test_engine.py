@@ -17,10 +17,10 @@ NUM_JOBS = 3000
 class NoLeases:
     """The bare model needs none."""
 
-    def lease(self, model: int, handle: int) -> int:
+    def lease(self, model: int, handle: int, count: int) -> int:
         return handle
 
-    def release(self, model: int, handle: int) -> None:
+    def release(self, model: int, handle: int, count: int) -> None:
         pass
 
 
