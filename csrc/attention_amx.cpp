@@ -59,23 +59,34 @@ void score(const Workspace& w, const Rows& queries, const Strip& strip) {
   }
 }
 
+constexpr float kHidden = -__builtin_inff();
+
+// Overwrites a row's scores of the keys from `high` on.
+EMBEDMUX_AMX inline void hide_behind(const Strip& strip, int high, float* row) {
+  for (int key = std::max(strip.first, high & -kPanel); key < strip.last; key += kPanel) {
+    const auto lanes = static_cast<__mmask16>(~first_lanes(high - key));
+    _mm512_mask_store_ps(row + key / kPanel * kTile, lanes, _mm512_set1_ps(kHidden));
+  }
+}
+
 // Overwrites the scores of keys that a row must not see.
 EMBEDMUX_AMX void hide(const Problem& p, const Strip& strip, int block, int keys, float* scores) {
+  if (p.sees_all()) {
+    if (keys - block >= strip.last) return;
+    for (int r = 0; r < strip.rows; ++r) hide_behind(strip, keys - block, scores + r * kLanes);
+    return;
+  }
   if (p.low(strip.position + strip.rows - 1) <= block + strip.first &&
       p.high(strip.position, keys) >= block + strip.last) {
     return;
   }
-  const __m512 hidden = _mm512_set1_ps(-__builtin_inff());
   for (int r = 0; r < strip.rows; ++r) {
     const int low = p.low(strip.position + r) - block;
-    const int high = p.high(strip.position + r, keys) - block;
     float* row = scores + r * kLanes;
     for (int key = strip.first; key < std::min(low, strip.last); key += kPanel) {
-      _mm512_mask_store_ps(row + key / kPanel * kTile, first_lanes(low - key), hidden);
+      _mm512_mask_store_ps(row + key / kPanel * kTile, first_lanes(low - key), _mm512_set1_ps(kHidden));
     }
-    for (int key = std::max(strip.first, high & -kPanel); key < strip.last; key += kPanel) {
-      _mm512_mask_store_ps(row + key / kPanel * kTile, static_cast<__mmask16>(~first_lanes(high - key)), hidden);
-    }
+    hide_behind(strip, p.high(strip.position + r, keys) - block, row);
   }
 }
 

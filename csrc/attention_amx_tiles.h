@@ -108,20 +108,6 @@ class Largest {
   __m512i bits_ = __m512i{};
 };
 
-EMBEDMUX_AMX inline void pack_queries(const Source& source, Cell* tiles) {
-  for (int r = 0; r < source.rows; ++r) {
-    for (int d = 0; d < source.depth; d += kStep) {
-      const __m512i cells = load_cells(source.row<uint16_t>(r), d / 2, source.depth / 2);
-      _mm512_store_si512(tiles + d / kStep * kTile + r * kLanes, cells);
-    }
-  }
-  for (int r = source.rows; r < kStrip; ++r) {
-    for (int d = 0; d < source.depth; d += kStep) {
-      _mm512_store_si512(tiles + d / kStep * kTile + r * kLanes, _mm512_setzero_si512());
-    }
-  }
-}
-
 // The queries of a strip as tiles can load them: elements 32 c .. 32 c + 31 of a row are `c` steps on.
 struct Rows {
   const Cell* start;
@@ -137,39 +123,57 @@ inline Rows queries_of(const Workspace& w, const Source& source, int index) {
   return {source.row<Cell>(0), kLanes, source.stride * static_cast<int64_t>(sizeof(uint16_t))};
 }
 
-// Packs the queries of a strip if need be. Returns whether scores of them with tame keys are numbers; so does
-// pack_keys.
+// Packs the queries of a strip if need be; what stands behind its last row is read by nobody. Returns whether scores of
+// them with tame keys are numbers; so does pack_keys.
 EMBEDMUX_AMX inline bool take_queries(const Workspace& w, const Source& source, int index) {
-  if (!lie_in_tiles(source)) pack_queries(source, w.queries + index * w.chunks * kTile);
   Largest largest;
+  if (lie_in_tiles(source)) {
+    for (int r = 0; r < source.rows; ++r) {
+      for (int d = 0; d < source.depth; d += kStep) {
+        largest.meet(_mm512_loadu_si512(source.row<uint16_t>(r) + d));
+      }
+    }
+    return largest.tame();
+  }
+  Cell* tiles = w.queries + index * w.chunks * kTile;
   for (int r = 0; r < source.rows; ++r) {
     for (int d = 0; d < source.depth; d += kStep) {
-      largest.meet(load_cells(source.row<uint16_t>(r), d / 2, source.depth / 2));
+      const __m512i cells = load_cells(source.row<uint16_t>(r), d / 2, source.depth / 2);
+      largest.meet(cells);
+      _mm512_store_si512(tiles + d / kStep * kTile + r * kLanes, cells);
     }
   }
   return largest.tame();
+}
+
+EMBEDMUX_AMX inline void clear_tile(Cell* tile) {
+  for (int r = 0; r < kStrip; ++r) _mm512_store_si512(tile + r * kLanes, _mm512_setzero_si512());
 }
 
 // Cell (c, key) of tile d of a panel holds the elements 32 d + 2 c and 32 d + 2 c + 1 of that key.
 EMBEDMUX_AMX inline bool pack_keys(const Source& source, Cell* panels, int padded_keys) {
+  const int chunks = (source.depth + kStep - 1) / kStep;
   Largest largest;
-  for (int key = 0; key < padded_keys; key += kPanel) {
-    for (int d = 0; d < source.depth; d += kStep, panels += kTile) {
+  for (int c = 0; c < chunks; ++c) {
+    const __mmask16 lanes = first_lanes(source.depth / 2 - c * kLanes);
+    for (int key = 0; key < padded_keys; key += kPanel) {
+      Cell* tile = panels + (key / kPanel * chunks + c) * kTile;
+      if (key >= source.rows) {
+        clear_tile(tile);
+        continue;
+      }
       __m512i block[kPanel];
       for (int i = 0; i < kPanel; ++i) {
-        block[i] = load_cells(key + i < source.rows ? source.row<uint16_t>(key + i) : nullptr, d / 2, source.depth / 2);
+        block[i] = __m512i{};
+        if (key + i < source.rows) {
+          block[i] = _mm512_maskz_loadu_epi32(lanes, source.row<uint16_t>(key + i) + c * kStep);
+        }
         largest.meet(block[i]);
       }
-      transpose_16x16(block, panels);
+      transpose_16x16(block, tile);
     }
   }
   return largest.tame();
-}
-
-EMBEDMUX_AMX inline __m512i load_values(const Source& source, int key, int d) {
-  if (key >= source.rows) return _mm512_setzero_si512();
-  const int count = std::min(kStep, source.depth - d);
-  return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((1ULL << count) - 1), source.row<uint16_t>(key) + d);
 }
 
 // The row of a tile that holds the values of the keys `key` and `key` + 1, by the order of weights.
@@ -182,12 +186,15 @@ EMBEDMUX_AMX inline void pack_values(const Source& source, Cell* tiles, int padd
                                                       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
   const __m512i low = _mm512_load_si512(kFirst);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-  const int tiles_per_step = (source.depth + kStep - 1) / kStep * 2;
-  for (int key = 0; key < padded_keys; key += 2) {
-    Cell* target = tiles + key / kStep * tiles_per_step * kTile + value_row(key) * kLanes;
-    for (int d = 0; d < source.depth; d += kStep, target += 2 * kTile) {
-      const __m512i even = load_values(source, key, d);
-      const __m512i odd = load_values(source, key + 1, d);
+  const int chunks = (source.depth + kStep - 1) / kStep;
+  for (int c = 0; c < chunks; ++c) {
+    const auto lanes = static_cast<__mmask32>((1ULL << std::min(kStep, source.depth - c * kStep)) - 1);
+    const auto row_of = [&](int key) { return source.row<uint16_t>(key) + c * kStep; };
+    for (int key = 0; key < padded_keys; key += 2) {
+      Cell* target = tiles + (key / kStep * chunks + c) * 2 * kTile + value_row(key) * kLanes;
+      __m512i even{}, odd{};
+      if (key < source.rows) even = _mm512_maskz_loadu_epi16(lanes, row_of(key));
+      if (key + 1 < source.rows) odd = _mm512_maskz_loadu_epi16(lanes, row_of(key + 1));
       _mm512_store_si512(target, _mm512_permutex2var_epi16(even, low, odd));
       _mm512_store_si512(target + kTile, _mm512_permutex2var_epi16(even, high, odd));
     }

@@ -42,6 +42,8 @@ struct Problem {
   int window;
   float scale;  // times log2(e)
 
+  // Whether every position may see all keys.
+  bool sees_all() const { return !causal && window < 0; }
   // The keys [low, high) that position `i` of a sequence may see.
   int low(int i) const { return window < 0 ? 0 : std::max(0, i - window); }
   int high(int i, int keys) const {
