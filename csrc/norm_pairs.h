@@ -1,7 +1,8 @@
-// LayerNorm of bfloat16 rows on processors that convert to it: 32 values at a time, as 16 even and 16 odd ones, and two
-// rows side by side, since the sums of one alone would be waited for. A row's bits do not depend on the other.
+// LayerNorm of bfloat16 rows on processors that convert to it: 32 values at a time, as 16 even and 16 odd ones, and
+// four rows side by side, since the sums of one alone would be waited for. A row's bits do not depend on the others.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "elements.h"
@@ -12,7 +13,7 @@
 namespace embedmux {
 
 constexpr int64_t kPairWidth = 32;
-constexpr int64_t kRowsAhead = 8;  // of a table are called from memory: they lie anywhere in it
+constexpr int kRowsAtOnce = 4;
 
 // Rows of a whole number of 32 values; weight and bias float32 in pairs, see pair_up.
 struct PairedRows {
@@ -100,18 +101,22 @@ EMBEDMUX_AVX512_BF16 inline void normalize_pairs(const PairedRows& rows, int64_t
   }
 }
 
-// Rows [begin, end); `buffer` holds two rows of floats.
+// Calls rows of a table from memory that are normed soon.
+EMBEDMUX_AVX512_BF16 inline void call_rows(const PairedRows& rows, int64_t begin, int64_t end) {
+  if (rows.x_rows == nullptr) return;
+  for (int64_t i = begin; i < end; ++i) {
+    for (int64_t j = 0; j < rows.width; j += kPairWidth) _mm_prefetch(rows.x_row(i) + j, _MM_HINT_T0);
+  }
+}
+
+// Rows [begin, end); `buffer` holds kRowsAtOnce rows of floats.
 EMBEDMUX_AVX512_BF16 inline void norm_pairs(const PairedRows& rows, int64_t begin, int64_t end, float* buffer) {
   int64_t i = begin;
-  for (; i + 1 < end; i += 2) {
-    if (rows.x_rows != nullptr && i + kRowsAhead + 1 < end) {
-      for (int64_t j = 0; j < 2 * rows.width; j += kPairWidth) {
-        _mm_prefetch(rows.x_row(i + kRowsAhead + j / rows.width) + j % rows.width, _MM_HINT_T0);
-      }
-    }
-    normalize_pairs<2>(rows, i, buffer);
+  for (; i + kRowsAtOnce <= end; i += kRowsAtOnce) {
+    call_rows(rows, std::min(end, i + 2 * kRowsAtOnce), std::min(end, i + 3 * kRowsAtOnce));
+    normalize_pairs<kRowsAtOnce>(rows, i, buffer);
   }
-  if (i < end) normalize_pairs<1>(rows, i, buffer);
+  for (; i < end; ++i) normalize_pairs<1>(rows, i, buffer);
 }
 
 }  // namespace embedmux

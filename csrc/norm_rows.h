@@ -196,7 +196,7 @@ void norm_rows(const NormRows<T>& rows, int64_t count) {
                           rows.x_rows,
                           rows.residual_rows};
     return parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-      std::vector<float> buffer(2 * rows.width);
+      std::vector<float> buffer(kRowsAtOnce * rows.width);
       norm_pairs(work, begin, end, buffer.data());
     });
   }

@@ -108,7 +108,7 @@ void run_norm(const PostNormLayers& given, const LayerNormWeights& norm, int64_t
                         given.hidden,
                         given.hidden,
                         static_cast<float>(given.eps)};
-  norm_pairs(work, team.first(rows), team.last(rows), scratch.reserve(2 * given.hidden));
+  norm_pairs(work, team.first(rows), team.last(rows), scratch.reserve(kRowsAtOnce * given.hidden));
 }
 
 // Sequences [first, last) through the layers, on a thread that holds the tiles. x and out count from the batch's start.
