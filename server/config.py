@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ DEVICES = ("cpu", "cuda")
 PLACEMENTS = ("low-rank", "merged")
 QUANTIZE = ("none", "int8")
 MAX_THREADS = 1024
+TOKENIZER_THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +125,12 @@ class ServeConfig:
     drain_s: float = 30.0
     port_file: Path | None = None
     shared_memory_bytes: int = 256 << 20
-    tokenizer_threads: int = 2
+    tokenizer_threads: int = TOKENIZER_THREADS
 
     def __post_init__(self) -> None:
         if not 0 <= self.drain_s < math.inf:
             raise InvalidConfig(f"drain_s is {self.drain_s}; it must be a number of seconds, 0 or more")
+        if self.tokenizer_threads < 1:
+            raise InvalidConfig(f"tokenizer_threads is {self.tokenizer_threads}; it must be at least 1")
         if self.address in ("unix:", "unix://"):
             raise InvalidConfig(f"address is {self.address!r}; name the socket's path after it")

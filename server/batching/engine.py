@@ -28,8 +28,8 @@ from embedmux.server.records import EngineJob, Sequence
 logger = logging.getLogger(__name__)
 
 Done = Callable[[EngineJob], None]
-# Computes sequences, in this order, into one row of bytes for each, or the error of that text alone.
-Compute = Callable[[list[Sequence]], Collection[bytes | np.ndarray | EmbedmuxError]]
+# Computes sequences, in this order, into one row of bytes (uint8) for each, or the error of that text alone.
+Compute = Callable[[list[Sequence]], Collection[np.ndarray | EmbedmuxError]]
 
 
 class Leases(Protocol):
@@ -138,7 +138,7 @@ class Engine:
                 sequence.job.errors[sequence.index] = row
                 continue
             start = sequence.job.row_starts[sequence.index]
-            sequence.job.out[start : start + len(row)] = row
+            sequence.job.out[start : start + len(row)] = row.data
         self._finish(batch)
 
     def _fail(self, sequences: list[Sequence], error: EmbedmuxError) -> None:

@@ -16,7 +16,7 @@ NO_SECOND = np.iinfo(np.int64).max  # behind every position
 PREFIX_ARRAYS = ("prefix_offsets", "prefix_of", "source", "target")
 
 
-@dataclass(slots=True)  # made for every text, as Sequence
+@dataclass(slots=True)  # made for every text, as Tokens
 class Piece:
     """Tokens that are packed as one sequence: a text, its tail behind a shared prefix, or such a prefix itself.
 

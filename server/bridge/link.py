@@ -7,6 +7,8 @@ import math
 import mmap
 from typing import Any
 
+import numpy as np
+
 from embedmux.server.bridge.frames import (
     JOB_ID,
     SUBMIT,
@@ -177,12 +179,11 @@ def model_info(value: dict[str, Any]) -> ModelInfo:
 
 
 def _fill(block: JobBlock, tokens: list[Tokens], adapters: list[int]) -> None:
+    lengths = [len(text.ids) for text in tokens]
     block.offsets[0] = 0
-    position = 0
-    for index, text in enumerate(tokens):
-        block.token_ids[position : position + len(text.ids)] = text.ids
-        position += len(text.ids)
-        block.offsets[index + 1] = position
+    np.cumsum(lengths, out=block.offsets[1:])
+    every_id = itertools.chain.from_iterable(text.ids for text in tokens)
+    block.token_ids[:] = np.fromiter(every_id, dtype=np.int32, count=len(block.token_ids))
     block.adapters[:] = adapters
     block.shared[:] = [text.shared for text in tokens]
     block.second[:] = [text.second for text in tokens]

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from embedmux.server.app import App
 from embedmux.server.cli.console import WrongUsage
-from embedmux.server.config import EngineConfig, Limits, ModelConfig, ServeConfig
+from embedmux.server.config import TOKENIZER_THREADS, EngineConfig, Limits, ModelConfig, ServeConfig
 from embedmux.server.models import default_adapters
 
 
@@ -25,6 +25,7 @@ def serve(
     device: Literal["cpu", "cuda"] = "cpu",
     placement: Literal["low-rank", "merged"] = "low-rank",
     threads: int | None = None,
+    tokenizer_threads: int = TOKENIZER_THREADS,
     max_batch_tokens: int = 2048,
     max_queue_tokens: int = 262_144,
     max_prefix_tokens: int = 4096,
@@ -74,6 +75,8 @@ def serve(
         memory of that copy for each adapter.
     threads
         Compute threads of the engine; default: all cores.
+    tokenizer_threads
+        Threads that read texts: as many requests, or parts of a large one, at once.
     max_batch_tokens
         Token budget of one batch.
     max_queue_tokens
@@ -112,6 +115,7 @@ def serve(
         ),
         limits=Limits(max_texts=max_texts, max_text_bytes=max_text_bytes, max_message_bytes=max_message_bytes),
         address=address,
+        tokenizer_threads=tokenizer_threads,
         drain_s=drain_s,
         port_file=port_file,
     )

@@ -28,8 +28,10 @@ class PairReader:
 
         If a cut is asked for, the query is cut to its share and the document to what is left.
         """
-        num_characters = len(query) + sum(map(len, documents))
-        return await self._tokenizer.run(num_characters, lambda stop: self.encode_now(query, documents, truncate, stop))
+        sizes = [len(query) + len(document) for document in documents]
+        return await self._tokenizer.spread(
+            sizes, lambda part, stop: self.encode_now(query, documents[part], truncate, stop)
+        )
 
     def encode_now(
         self, query: str, documents: Sequence[str], truncate: Truncate, stop: threading.Event | None = None

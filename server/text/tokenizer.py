@@ -2,6 +2,8 @@
 
 import asyncio
 import functools
+import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +20,15 @@ from embedmux.server.text import specials
 from embedmux.server.text.cut import text_run
 from embedmux.server.text.frames import Frame
 
+# Threads of the library's own would take the engine's processors; requests are read beside each other as it is.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
 Result = TypeVar("Result")
 
 # Below this many characters tokenising takes less time than the way to a thread and back.
 INLINE_CHARACTERS = 256
+# A request with more characters than that for each thread is read by several.
+PART_CHARACTERS = 1 << 14
 # Texts tokenised at once: the library needs over a hundred bytes a token until the text is cut to what the model reads.
 CHUNK_CHARACTERS = 1 << 16
 # Prompts whose tokens are remembered. Longer ones are a reranker's, with its query inside, and not seen again.
@@ -56,12 +63,13 @@ class Tokenizer:
         self._ending = _unless_there(contract.ending, probe[-1:])
         self._cached_prefix = functools.lru_cache(MAX_CACHED_PREFIXES)(self._read_prefix)
         self._is_closed = False
+        self._num_threads = num_threads
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="embedmux-tokenizer")
 
     async def encode(self, frames: Sequence[Frame], truncate: Truncate) -> list[Tokens | InvalidRequest]:
         """Token ids of the frames, special tokens added; an error for each text without any, or with too many."""
-        num_characters = sum(frame.num_characters for frame in frames)
-        return await self.run(num_characters, lambda stop: self.encode_now(frames, truncate, stop))
+        sizes = [frame.num_characters for frame in frames]
+        return await self.spread(sizes, lambda part, stop: self.encode_now(frames[part], truncate, stop))
 
     def encode_now(
         self, frames: Sequence[Frame], truncate: Truncate, stop: threading.Event | None = None
@@ -72,10 +80,11 @@ class Tokenizer:
         """
         prefixes = {prefix: self._prefix(prefix) for prefix in {frame.prefix for frame in frames}}
         read = self.read([frame.rendered for frame in frames], stop)
-        return [
-            self.known(self._fit(frame, encoded, prefixes[frame.prefix], truncate))
+        found = [
+            self._fit(frame, encoded, prefixes[frame.prefix], truncate)
             for frame, encoded in zip(frames, read, strict=True)
         ]
+        return [self.known(tokens) for tokens in found] if self._has_strangers else found
 
     async def run(self, num_characters: int, work: Callable[[threading.Event], Result]) -> Result:
         """What ``work`` returns, computed here if there is little to read, else on a thread of the tokenizer."""
@@ -86,6 +95,14 @@ class Tokenizer:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, stop)
         finally:
             stop.set()  # a call that was cancelled, or whose deadline passed, gives its thread back
+
+    async def spread(
+        self, sizes: Sequence[int], work: Callable[[slice, threading.Event], list[Result]]
+    ) -> list[Result]:
+        """What ``work`` makes of texts of so many characters, a part of them at a time: of many on several threads."""
+        parts = _cut(sizes, min(self._num_threads, sum(sizes) // PART_CHARACTERS))
+        found = await asyncio.gather(*(self.run(sum(sizes[part]), functools.partial(work, part)) for part in parts))
+        return list(itertools.chain.from_iterable(found))
 
     def read(
         self, texts: Sequence[str], stop: threading.Event | None = None, *, adds_specials: bool = True
@@ -120,7 +137,9 @@ class Tokenizer:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _fit(self, frame: Frame, encoded: Encoded, prefix: list[int], truncate: Truncate) -> Tokens | InvalidRequest:
-        ids: list[int] = [*self._beginning, *encoded.ids, *self._ending]
+        ids: list[int] = encoded.ids
+        if self._beginning or self._ending:
+            ids = [*self._beginning, *ids, *self._ending]
         if not ids:
             return InvalidRequest("the text has no tokens; send at least one character the model knows")
         marker = [] if frame.marker is None else [frame.marker]
@@ -143,7 +162,7 @@ class Tokenizer:
             ids = ids[:first] + kept + ids[behind:]
         if marker:
             return Tokens([*ids[:1], *marker, *ids[1:]], original)
-        return Tokens(ids, original, shared=_num_common(ids, prefix))
+        return Tokens(ids, original, shared=_num_common(ids, prefix) if prefix else 0)
 
     def _text_run(self, frame: Frame) -> tuple[int, int]:
         """The text's own tokens among all of its frame. Reads the frame again, since offsets cost time and memory."""
@@ -174,6 +193,18 @@ def _num_common(ids: list[int], prefix: list[int]) -> int:
     if ids[:most] == prefix[:most]:
         return most
     return next(at for at in range(most) if ids[at] != prefix[at])
+
+
+def _cut(sizes: Sequence[int], count: int) -> list[slice]:
+    """At most ``count`` runs of texts of about the same size together, one at least."""
+    parts: list[slice] = []
+    first, total, read = 0, sum(sizes), 0
+    for index, size in enumerate(sizes):
+        read += size
+        if len(parts) + 1 < count and read * count >= total * (len(parts) + 1):
+            parts.append(slice(first, index + 1))
+            first = index + 1
+    return [*parts, slice(first, len(sizes))]
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:

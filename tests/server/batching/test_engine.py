@@ -24,8 +24,8 @@ class NoLeases:
         pass
 
 
-def compute(sequences: list[Sequence]) -> list[bytes]:
-    return [b"\1"] * len(sequences)
+def compute(sequences: list[Sequence]) -> list[np.ndarray]:
+    return [np.ones(1, dtype=np.uint8)] * len(sequences)
 
 
 def make_job(number: int, num_texts: int = 1) -> EngineJob:
@@ -70,9 +70,12 @@ def test_a_job_that_is_done_before_submit_returns_is_answered_once() -> None:
 def test_a_text_with_an_error_of_its_own_fails_alone_and_in_one_computation() -> None:
     calls = []
 
-    def compute_but_one(sequences: list[Sequence]) -> list[bytes | EmbedmuxError]:
+    def compute_but_one(sequences: list[Sequence]) -> list[np.ndarray | EmbedmuxError]:
         calls.append(len(sequences))
-        return [EngineFailure("not finite") if sequence.index == 1 else b"\7" for sequence in sequences]
+        return [
+            EngineFailure("not finite") if sequence.index == 1 else np.full(1, 7, dtype=np.uint8)
+            for sequence in sequences
+        ]
 
     answered = threading.Event()
     engine = Engine(
