@@ -26,6 +26,24 @@ struct Pending {
   __m512 column_scales[4], code_sums[4];  // likewise, beside an int8 weight
 };
 
+// gelu_of_8_bits and gelu_of_codes, with instructions for holding a value that gcc does not find.
+EMBEDMUX_AMX inline __m512 gelu_of_8_bits_amx(__m512 x) {
+  const __m512 square = _mm512_min_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(kFineGeluLimit * kFineGeluLimit));
+  __m512 slope = _mm512_fmadd_ps(square, _mm512_set1_ps(kFineGelu[0]), _mm512_set1_ps(kFineGelu[1]));
+  for (int power = 2; power < 9; ++power) slope = _mm512_fmadd_ps(slope, square, _mm512_set1_ps(kFineGelu[power]));
+  const __m512 phi = _mm512_fmadd_ps(x, slope, _mm512_set1_ps(0.5F));
+  return _mm512_mul_ps(x, _mm512_min_ps(_mm512_set1_ps(1.0F), _mm512_max_ps(_mm512_setzero_ps(), phi)));
+}
+
+EMBEDMUX_AMX inline __m512 gelu_of_codes_amx(__m512 x) {
+  constexpr int kLeastMagnitudeWithSignOfFirst = 0b0010;
+  const __m512 held = _mm512_range_ps(x, _mm512_set1_ps(kCoarseGeluLimit), kLeastMagnitudeWithSignOfFirst);
+  const __m512 square = _mm512_mul_ps(held, held);
+  __m512 slope = _mm512_fmadd_ps(square, _mm512_set1_ps(kCoarseGelu[0]), _mm512_set1_ps(kCoarseGelu[1]));
+  for (int power = 2; power < 5; ++power) slope = _mm512_fmadd_ps(slope, square, _mm512_set1_ps(kCoarseGelu[power]));
+  return _mm512_mul_ps(x, _mm512_fmadd_ps(held, slope, _mm512_set1_ps(0.5F)));
+}
+
 // How a row is finished; the kernel is built for each.
 template <Activation A, bool IsGated, bool HasAffines, bool IsInt8>
 struct Finish {
@@ -49,9 +67,15 @@ struct Finish {
     return _mm512_fmadd_ps(sums, _mm512_loadu_ps(affine.scale + own), _mm512_loadu_ps(affine.bias + own));
   }
 
-  EMBEDMUX_AMX static inline void row(const Pending& pending, int64_t row) {
-    __m512 left = activate<16, A, exactness>(shift(pending, row, 0, pending.column));
-    __m512 right = activate<16, A, exactness>(shift(pending, row, 1, pending.column));
+  EMBEDMUX_AMX static inline __m512 activated(__m512 x) {
+    if constexpr (A != Activation::gelu) return activate<16, A, exactness>(x);
+    return IsInt8 ? gelu_of_codes_amx(x) : gelu_of_8_bits_amx(x);
+  }
+
+  // Inlined, so that what all rows share stays in registers.
+  [[gnu::always_inline]] EMBEDMUX_AMX static inline void row(const Pending& pending, int64_t row) {
+    __m512 left = activated(shift(pending, row, 0, pending.column));
+    __m512 right = activated(shift(pending, row, 1, pending.column));
     if (IsGated) {
       left = _mm512_mul_ps(left, shift(pending, row, 2, pending.up_column));
       right = _mm512_mul_ps(right, shift(pending, row, 3, pending.up_column));
