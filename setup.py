@@ -22,7 +22,7 @@ def extension() -> dict:
         "embedmux.kernels._C",
         sorted(glob("csrc/*.cpp")),
         depends=sorted(glob("csrc/*.h")),
-        extra_compile_args=["-O3", "-g0", "-Wall", "-fopenmp", "-fno-math-errno"],
+        extra_compile_args=["-std=c++20", "-O3", "-g0", "-Wall", "-fopenmp", "-fno-math-errno"],
         extra_link_args=["-fopenmp"],  # torch's thread pool: without it at::parallel_for is a plain loop
         py_limited_api=True,
     )

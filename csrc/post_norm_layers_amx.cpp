@@ -111,13 +111,18 @@ void run_norm(const PostNormLayers& given, const LayerNormWeights& norm, int64_t
   norm_pairs(work, team.first(rows), team.last(rows), scratch.reserve(kRowsAtOnce * given.hidden));
 }
 
+// Layers, and which of them.
+struct Run {
+  int64_t first, last;
+};
+
 // Sequences [first, last) through the layers, on a thread that holds the tiles. x and out count from the batch's start.
-void run_sequences(const PostNormLayers& given, const std::vector<Products>& products, int64_t first, int64_t last,
-                   const uint16_t* x, uint16_t* out, const Buffers& buffers, const Team& team) {
+void run_sequences(const PostNormLayers& given, const std::vector<Products>& products, Run layers, int64_t first,
+                   int64_t last, const uint16_t* x, uint16_t* out, const Buffers& buffers, const Team& team) {
   const int64_t row = given.offsets[first], rows = given.offsets[last] - row, count = products.size();
-  x += row * given.hidden;
   out += row * given.hidden;
-  for (int64_t index = 0; index < count; ++index) {
+  x = layers.first == 0 ? x + row * given.hidden : out;
+  for (int64_t index = layers.first; index < layers.last; ++index) {
     const Products& own = products[index];
     const auto& norms = given.layers[index].norms;
     run_linear(own[0], own[1], row, rows, {x, false, buffers.qkv, false}, team);
@@ -191,7 +196,7 @@ void fused_post_norm_layers(const PostNormLayers& given, const at::Tensor& x, co
       products[set].push_back({product(0), product(1), product(2), product(3)});
     }
   }
-  const int64_t threads = at::get_num_threads();
+  const int64_t threads = at::get_num_threads(), count = static_cast<int64_t>(given.layers.size());
   const std::vector<Chunk> chunks = cut_chunks(given, threads);
   if (chunks.empty()) {
     static thread_local Scratch<uint16_t> memory;
@@ -200,20 +205,25 @@ void fused_post_norm_layers(const PostNormLayers& given, const at::Tensor& x, co
       const HeldTiles tiles;
       for (int64_t first = 0, last; first < given.sequences; first = last) {
         last = end_of_set(given, first);
-        run_sequences(given, products[given.sets[first]], first, last, from, to, buffers, team);
+        run_sequences(given, products[given.sets[first]], {0, count}, first, last, from, to, buffers, team);
       }
     });
   }
-  std::atomic<size_t> next{0};
-  run_team(threads, [&](const Team&) {
-    static thread_local Scratch<uint16_t> memory;
-    const HeldTiles tiles;
-    for (size_t index = next++; index < chunks.size(); index = next++) {
-      const auto [first, last, rows] = chunks[index];
-      const Buffers buffers(given, rows, memory.reserve(Buffers::elements(given, rows)));
-      run_sequences(given, products[given.sets[first]], first, last, from, to, buffers, {0, 1, nullptr});
-    }
-  });
+  // Several sets of weights are more than a cache holds: threads that go layer by layer read the same ones.
+  const int64_t step = products.size() > 1 ? 1 : count;
+  for (int64_t layer = 0; layer < count; layer += step) {
+    std::atomic<size_t> next{0};
+    run_team(threads, [&](const Team&) {
+      static thread_local Scratch<uint16_t> memory;
+      const HeldTiles tiles;
+      for (size_t index = next++; index < chunks.size(); index = next++) {
+        const auto [first, last, rows] = chunks[index];
+        const Buffers buffers(given, rows, memory.reserve(Buffers::elements(given, rows)));
+        const Run layers{layer, layer + step};
+        run_sequences(given, products[given.sets[first]], layers, first, last, from, to, buffers, {0, 1, nullptr});
+      }
+    });
+  }
 }
 
 #else

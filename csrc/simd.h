@@ -2,6 +2,7 @@
 // so the library itself is built for the baseline and runs on any x86-64 (and, by its baseline code, elsewhere).
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #if defined(__x86_64__)

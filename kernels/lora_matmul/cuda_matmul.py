@@ -141,22 +141,22 @@ def _matmul(  # type: ignore[no-untyped-def]
                 has_r = r < rank
                 u_column = first * U_RANKS + r
             part = tl.load((u + rows * (J * U_RANKS))[:, None] + u_column[None, :], mask=has_r[None, :], other=0.0)
-            total = add_expanded(total, part, load_b(arena, factors, factors_up, done, width, slice_column, R0, GATED))
+            total = add_expanded(total, part, load_b(arena, factors, factors_up, done, width, column, R0, GATED))
     elif rank == 0:
         total = _multiply(total, x_rows, w_rows, K, BK, EVEN_K)
     elif rank <= R0:
         total = _recompute(
-            total, x_rows, w_rows, arena, factors, factors_up, width, slice_column, K, BM, BK, EVEN_K, R0, GATED
+            total, x_rows, w_rows, arena, factors, factors_up, width, column, K, BM, BK, EVEN_K, R0, GATED
         )
     else:
         total = _recompute(
-            total, x_rows, w_rows, arena, factors, factors_up, width, slice_column, K, BM, BK, EVEN_K, R1, GATED
+            total, x_rows, w_rows, arena, factors, factors_up, width, column, K, BM, BK, EVEN_K, R1, GATED
         )
     # Ranks that neither u nor the loops above cover: another pass over x for each chunk.
     for done in range(U_RANKS if u is not None else R1, rank, R1):
         a, has_a = a_rows(arena, factors, factors_up, done, K, R1, GATED)
         part = shrink(x_rows, a, has_a, BM, 2 * R1 if GATED else R1, K, BK, EVEN_K)
-        total = add_expanded(total, part, load_b(arena, factors, factors_up, done, width, slice_column, R1, GATED))
+        total = add_expanded(total, part, load_b(arena, factors, factors_up, done, width, column, R1, GATED))
 
     offset = tl.zeros((BN,), tl.float32)
     if bias is not None:

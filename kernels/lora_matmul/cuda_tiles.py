@@ -93,17 +93,19 @@ def a_rows(arena, factors, factors_up, done, K, RC: tl.constexpr, GATED: tl.cons
 def load_b(  # type: ignore[no-untyped-def]
     arena, factors, factors_up, done, width, columns, RC: tl.constexpr, GATED: tl.constexpr
 ):
-    """[chunk, BN] of B from rank ``done`` on; a gated piece's halves have zeros in each other's columns."""
+    """[chunk, BN] of B from rank ``done`` on; a gated piece's halves have zeros in each other's columns.
+
+    ``columns`` [BN] of the slice, in a gated piece each twice. Halves that are joined instead would be read once, but
+    Triton 3.6 fails to compile what a product makes of them.
+    """
     if GATED:
         index = tl.arange(0, 2 * RC)
         is_up = (index >= RC)[:, None]
         r = done + index % RC
         rows = arena + (tl.where(index >= RC, factors_up[1], factors[1]) + r.to(tl.int64) * width)
         inside = (r < tl.where(index >= RC, factors_up[2], factors[2]))[:, None]
-        half = tl.load(rows[:, None] + columns[None, :], mask=inside, other=0.0)
-        zero = tl.zeros_like(half)
-        pairs = tl.join(tl.where(is_up, zero, half), tl.where(is_up, half, zero))
-        b = tl.reshape(pairs, (pairs.shape[0], 2 * pairs.shape[1]))
+        is_own = is_up == (tl.arange(0, columns.shape[0]) % 2 == 1)[None, :]
+        b = tl.load(rows[:, None] + columns[None, :], mask=inside & is_own, other=0.0)
     else:
         r = done + tl.arange(0, RC)
         rows = arena + (factors[1] + r.to(tl.int64) * width)

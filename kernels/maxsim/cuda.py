@@ -59,12 +59,12 @@ def maxsim_kernel(  # type: ignore[no-untyped-def]
             dots = tl.zeros((block_document, block_query), sums)
             if width <= depth:
                 right = load_tile(documents, token, end, 0, document_stride, width, depth)
-                dots = tl.dot(right, left.T, dots, input_precision="tf32x3")
+                dots = tl.dot(right, left.T, dots, input_precision="tf32x3", out_dtype=sums)
             else:
                 for column in range(0, width, depth):
                     left = load_tile(queries, query_token, query_end, column, query_stride, width, depth)
                     right = load_tile(documents, token, end, column, document_stride, width, depth)
-                    dots = tl.dot(right, left.T, dots, input_precision="tf32x3")
+                    dots = tl.dot(right, left.T, dots, input_precision="tf32x3", out_dtype=sums)
             is_dot = (token < end)[:, None] & (dots == dots)  # NaN is not itself
             best = tl.maximum(best, tl.max(tl.where(is_dot, dots, lowest), axis=0))
         best = tl.where(query_token < query_end, best, 0)

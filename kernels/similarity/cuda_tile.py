@@ -135,7 +135,7 @@ def score_tile(  # type: ignore[no-untyped-def]
             elif kind == "float_int8":
                 total = split_dot(codes.to(tl.float32).to(tl.bfloat16), values, total)
             else:
-                total = tl.dot(codes, values, total, input_precision="tf32x3")
+                total = tl.dot(codes, values, total, input_precision="tf32x3", out_dtype=total.dtype)
     scores = total.to(tl.float32)
     if scale is not None:
         factor = tl.load(scale + query, mask=is_query, other=0.0)[None, :]
