@@ -22,6 +22,7 @@ from embedmux.kernels.lora_matmul import cases as lora_cases
 TOKENS, WIDTHS, RANKS, ADAPTERS = (2048, 16384), (384, 768, 1024), (8, 16, 64), (1, 4, 64)
 NAMES = ("lora_over_cublas", "unfused_over_cublas", "attention_over_torch")
 BFLOAT16 = torch.bfloat16
+ALIGNMENT = 32  # elements: factors lie in the arena as the server's do
 
 
 def measure(_: Path | None, *, is_long: bool) -> Report:
@@ -47,7 +48,9 @@ def lora_ratios(turns: int) -> dict[str, list[float]]:
     for rows, width, rank, adapters in itertools.product(TOKENS, WIDTHS, RANKS, ADAPTERS):
         segments = tuple((rows // adapters, slot) for slot in range(adapters))
         name = f"T{rows}_d{width}_r{rank}_a{adapters}"
-        case = lora_cases.Case(name, BFLOAT16, width, (width,) * 3, ((rank,) * 3,) * adapters, segments)
+        case = lora_cases.Case(
+            name, BFLOAT16, width, (width,) * 3, ((rank,) * 3,) * adapters, segments, alignment=ALIGNMENT
+        )
         arguments = on_gpu(lora_cases.make_inputs(case, seed=0))
         check(ops.lora_matmul.handle(*arguments), ops.lora_matmul.reference(*arguments), lora_cases.tolerance(case))
         calls = (

@@ -1,7 +1,6 @@
 """The tokenizer against transformers', what a cut leaves alone, and the truth about length."""
 
 import random
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -253,16 +252,10 @@ async def test_a_large_request_is_read_in_parts_side_by_side(
     monkeypatch.setattr(module, "PART_CHARACTERS", 100)
     tokenizer = Tokenizer(minilm, contract(), num_threads=num_threads)
     frames = plain(["word " * (1 + 37 * index % 90) for index in range(41)] + [""])
-    calls: list[int] = []
-
-    def read(part: slice, stop: threading.Event) -> list[object]:
-        calls.append(len(frames[part]))
-        return list(tokenizer.encode_now(frames[part], Truncate.END, stop))
-
-    found = await tokenizer.spread([frame.num_characters for frame in frames], read)
-    assert found == tokenizer.encode_now(frames, Truncate.END) == await tokenizer.encode(frames, Truncate.END)
-    assert len(calls) == num_threads and sum(calls) == len(frames) and min(calls) > 0
-    assert await tokenizer.spread([], read) == []
+    sizes = [frame.num_characters for frame in frames]
+    parts = await tokenizer.spread(sizes, lambda part, _: [len(frames[part])])
+    assert len(parts) == num_threads and sum(parts) == len(frames) and min(parts) > 0
+    assert await tokenizer.encode(frames, Truncate.END) == tokenizer.encode_now(frames, Truncate.END)
 
 
 def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
