@@ -31,16 +31,16 @@ class Leases:
         self.out = 0
         self._lock = threading.Lock()
 
-    def lease(self, model: int, handle: int) -> int:
+    def lease(self, model: int, handle: int, count: int) -> int:
         if handle == UNLOADED:
             raise NotFound("it was unloaded")
         with self._lock:
-            self.out += 1
+            self.out += count
         return handle
 
-    def release(self, model: int, handle: int) -> None:
+    def release(self, model: int, handle: int, count: int) -> None:
         with self._lock:
-            self.out -= 1
+            self.out -= count
 
 
 class Bench:
@@ -74,14 +74,14 @@ def value_of(sequence: Sequence) -> int:
     return int(sequence.job.token_ids[sequence.job.offsets[sequence.index]])
 
 
-def answer(sequences: list[Sequence]) -> list[bytes]:
-    return [bytes([value_of(sequence)]) for sequence in sequences]
+def answer(sequences: list[Sequence]) -> list[np.ndarray]:
+    return [np.array([value_of(sequence)], dtype=np.uint8) for sequence in sequences]
 
 
 def held_until(event: threading.Event, started: threading.Event, seen: list[int]) -> Compute:
     """A computation that waits for ``event`` in every batch and notes what it computed."""
 
-    def compute(sequences: list[Sequence]) -> list[bytes]:
+    def compute(sequences: list[Sequence]) -> list[np.ndarray]:
         started.set()
         assert event.wait(30)
         seen.extend(map(value_of, sequences))
@@ -104,7 +104,7 @@ def held() -> tuple[Bench, Callable[[], None], list[int]]:
 def test_a_poisoned_batch_is_halved_until_only_the_guilty_text_fails(place: int) -> None:
     sizes = []
 
-    def compute(sequences: list[Sequence]) -> list[bytes]:
+    def compute(sequences: list[Sequence]) -> list[np.ndarray]:
         sizes.append(len(sequences))
         if POISON in map(value_of, sequences):
             raise RuntimeError("poison")
@@ -129,7 +129,7 @@ def test_a_poisoned_batch_is_halved_until_only_the_guilty_text_fails(place: int)
 
 
 def test_a_computation_that_always_fails_answers_every_text() -> None:
-    def compute(_: list[Sequence]) -> list[bytes]:
+    def compute(_: list[Sequence]) -> list[np.ndarray]:
         raise MemoryError("no memory")
 
     bench = Bench(compute)
