@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -49,7 +50,7 @@ class Peers:
         self._folder = tempfile.TemporaryDirectory()
         self._process = subprocess.Popen(
             [str(python), str(HERE / "worker.py"), module],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
             env={name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")},
         )  # fmt: skip
 
@@ -57,7 +58,7 @@ class Peers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._process.kill()
+        os.killpg(self._process.pid, signal.SIGKILL)  # with processes of its own, such as vLLM's
         self._process.wait()
         self._folder.cleanup()
 
