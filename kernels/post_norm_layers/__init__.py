@@ -23,6 +23,8 @@ in its cache. Where no kernel is of its own (other processors, CUDA), the ops ar
 ``reference.py`` is the definition, ``csrc/post_norm_layers.cpp`` the CPU kernel.
 """
 
+from typing import Any
+
 import torch
 
 from embedmux.kernels import checks
@@ -37,17 +39,9 @@ SCHEMA = (
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 
 
-def check(
-    x: torch.Tensor,
-    num_heads: int,
-    activation: str,
-    weights: list[torch.Tensor],
-    biases: list[torch.Tensor],
-    norms: list[torch.Tensor],
-    adapters: list[torch.Tensor],
-    packed: list[torch.Tensor],
-) -> None:
-    """What is not checked by the ops themselves."""
+def check(*arguments: Any) -> None:
+    """What is not checked by the ops themselves; arguments as in the schema."""
+    x, _, num_heads, _, _, activation, weights, biases, norms, _, adapters, _, _, packed, *_ = arguments
     if x.dim() != 2:
         checks.shape_error("x", x, "[T, H]")
     if not biases or len(biases) % 4:
@@ -65,49 +59,14 @@ def check(
         checks.value_error("activation", activation, f"one of {', '.join(ACTIVATIONS)}")
 
 
-def _reference(
-    x: torch.Tensor,
-    offsets: torch.Tensor,
-    num_heads: int,
-    scale: float,
-    eps: float,
-    activation: str,
-    weights: list[torch.Tensor],
-    biases: list[torch.Tensor],
-    norms: list[torch.Tensor],
-    arena: torch.Tensor,
-    adapters: list[torch.Tensor],
-    segment_offsets: torch.Tensor,
-    segment_slots: torch.Tensor,
-    packed: list[torch.Tensor],
-    segment_sets: torch.Tensor | None = None,
-) -> torch.Tensor:
-    check(x, num_heads, activation, weights, biases, norms, adapters, packed)
-    return reference.post_norm_layers(
-        x, offsets, num_heads, scale, eps, activation, weights, biases, norms, arena, adapters, segment_offsets,
-        segment_slots, packed, segment_sets,
-    )  # fmt: skip
+def _reference(*arguments: Any) -> torch.Tensor:
+    check(*arguments)
+    return reference.post_norm_layers(*arguments)
 
 
-def _fake(
-    x: torch.Tensor,
-    offsets: torch.Tensor,
-    num_heads: int,
-    scale: float,
-    eps: float,
-    activation: str,
-    weights: list[torch.Tensor],
-    biases: list[torch.Tensor],
-    norms: list[torch.Tensor],
-    arena: torch.Tensor,
-    adapters: list[torch.Tensor],
-    segment_offsets: torch.Tensor,
-    segment_slots: torch.Tensor,
-    packed: list[torch.Tensor],
-    segment_sets: torch.Tensor | None = None,
-) -> torch.Tensor:
-    check(x, num_heads, activation, weights, biases, norms, adapters, packed)
-    return torch.empty_like(x)
+def _fake(*arguments: Any) -> torch.Tensor:
+    check(*arguments)
+    return torch.empty_like(arguments[0])
 
 
 post_norm_layers = define("post_norm_layers", SCHEMA, reference=_reference, fake=_fake, is_composed=True)

@@ -20,8 +20,9 @@ from embedmux.server.text import specials
 from embedmux.server.text.cut import text_run
 from embedmux.server.text.frames import Frame
 
-# Threads of the library's own would take the engine's processors; requests are read beside each other as it is.
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Threads of the library's own would take the engine's processors; requests are read beside each other as it is. Whoever
+# has set the library's own variable keeps what it says.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 Result = TypeVar("Result")
 

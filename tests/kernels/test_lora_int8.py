@@ -92,6 +92,18 @@ def test_rows_of_one_value_are_exact_enough(value: float, isa: str) -> None:
     assert_near(lora_matmul(*arguments), reference.lora_matmul(*in_double(arguments)), *arguments[:2])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gelu_beside_codes_is_as_near_as_csrc_lora_vector_says(dtype: torch.dtype, isa: str) -> None:
+    """Rows of zeros leave the bias alone, so that nothing but the activation is off."""
+    bias = torch.linspace(-12, 12, 4096).to(dtype)
+    arguments = arguments_of(2, 64, 4096, dtype, activation="gelu")
+    arguments[0], arguments[2] = torch.zeros(2, 64, dtype=dtype), bias
+    exact = torch.nn.functional.gelu(bias.double())
+    rounding = exact.abs() * torch.finfo(dtype).eps / 2
+    error = (lora_matmul(*arguments)[1].double() - exact).abs() - rounding
+    assert (error <= (1.4e-4 * bias.double().abs()).clamp(min=1.1e-3)).all()
+
+
 def test_codes_of_another_shape_are_refused() -> None:
     arguments = arguments_of(3, 64, 64, torch.bfloat16)
     arguments[9] = pack_weight_int8(torch.randn(96, 64))
