@@ -52,7 +52,7 @@ class Encoder:
         if served:
             tokens = list(reading.tokens.values())
             adapters = [reading.routes[index].adapter for index in served]
-            rows, failed = await self._engine.embed(tokens, adapters, output, job.deadline)
+            rows, failed = await self._engine.embed(tokens, adapters, output, job.terms)
             raise_if_whole(failed.values())
             errors |= {served[position]: error for position, error in failed.items()}
         num_texts = len(job.texts)

@@ -6,7 +6,7 @@ EmbedmuxError
 ├── NotFound              a task, adapter, prompt or model with that name is not here    NOT_FOUND
 ├── AdapterRejected       an adapter folder is broken, unsafe or not supported           FAILED_PRECONDITION
 ├── AdapterConflict       the id is taken by an adapter with other weights               ALREADY_EXISTS
-├── Overloaded            the queue is full; carries the seconds to wait                 RESOURCE_EXHAUSTED
+├── Overloaded            more work than can be done in time; carries the seconds to wait RESOURCE_EXHAUSTED
 ├── DeadlineExceeded      the deadline passed before the work was computed               DEADLINE_EXCEEDED
 ├── Cancelled             the caller went away                                           CANCELLED
 ├── Unavailable           starting, draining, or the engine process is being restarted   UNAVAILABLE
@@ -43,11 +43,15 @@ class AdapterConflict(EmbedmuxError):
 
 
 class Overloaded(EmbedmuxError):
-    """The queue is full. ``retry_after_s`` is when trying again makes sense, in seconds."""
+    """There is more work than can be done in time. ``retry_after_s`` is when trying again makes sense, in seconds.
 
-    def __init__(self, message: str, retry_after_s: float = 0.1) -> None:
+    ``reason``, for the metrics: queue (it is full), deadline (it could not be met), memory or calls (their limit).
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 0.1, reason: str = "queue") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.reason = reason
 
 
 class DeadlineExceeded(EmbedmuxError):

@@ -71,12 +71,34 @@ class Placement(enum.Enum):
     MERGED = "merged"  # added into a copy of the weights it changes
 
 
+class Priority(enum.Enum):
+    """Which class of work a request is of; each has a share of the device (``bulk_share``)."""
+
+    INTERACTIVE = "interactive"  # somebody waits for it
+    BULK = "bulk"  # takes what is left, and a share of its own where nothing is
+
+
 class Pooling(enum.Enum):
     """How token states become one vector."""
 
     MEAN = "mean"
     CLS = "cls"
     LAST = "last"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a request is served: until when (time.monotonic's clock, in seconds), for whom, and how urgently.
+
+    ``tenant`` is whoever shares the device by weight; "" is everybody who does not say.
+    """
+
+    deadline: float | None = None
+    tenant: str = ""
+    priority: Priority = Priority.INTERACTIVE
+
+
+ANY_TERMS = Terms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +197,14 @@ class EngineJob:
     offsets: np.ndarray
     adapters: np.ndarray
     output: OutputSpec
-    deadline: float | None
+    terms: Terms
     out: memoryview
     shared: np.ndarray
     second: np.ndarray
     model: int = 0
     remaining: int = 0
+    enqueued: float = 0.0  # monotonic seconds, as is ``expected``: when it should be answered
+    expected: float = 0.0
     errors: dict[int, EmbedmuxError] = field(default_factory=dict)
     row_starts: abc.Sequence[int] = ()
 
@@ -190,14 +214,19 @@ class EngineJob:
 
 @dataclass(eq=False, slots=True)  # made for every text, as Tokens
 class Sequence:
-    """One text in the engine's queue. ``enqueued`` and ``deadline`` are monotonic seconds."""
+    """One text in the engine's queue. ``enqueued`` and ``due``, its place in its tenant's line, are monotonic seconds.
+
+    ``cost`` is what its tokens add to a batch, in seconds. ``key`` says what is computed, where that matters.
+    """
 
     job: EngineJob
     index: int
     num_tokens: int
     slot: int
     enqueued: float
-    deadline: float | None
+    due: float = 0.0
+    cost: float = 0.0
+    key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from embedmux.server.records import Encoding, Output, Role, Space, Truncate
+from embedmux.server.records import ANY_TERMS, Encoding, Output, Role, Space, Terms, Truncate
 
 if TYPE_CHECKING:
     from embedmux.server.errors import EmbedmuxError
@@ -25,7 +25,7 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class EmbedJob:
-    """One Embed request, free of proto. ``deadline`` is on time.monotonic's clock, in seconds.
+    """One Embed request, free of proto.
 
     ``forces_dimensions`` asks for a size that the model does not declare; ``echoes`` for the rendered texts.
     """
@@ -36,7 +36,7 @@ class EmbedJob:
     encoding: Encoding = Encoding.FLOAT32
     truncate: Truncate = Truncate.NONE
     model: str | None = None
-    deadline: float | None = None
+    terms: Terms = ANY_TERMS
     outputs: tuple[Output, ...] = (Output.DENSE,)
     forces_dimensions: bool = False
     echoes: bool = False
@@ -82,7 +82,7 @@ class RerankJob:
     instruction: str | None = None
     truncate: Truncate = Truncate.NONE
     model: str | None = None
-    deadline: float | None = None
+    terms: Terms = ANY_TERMS
     echoes: bool = False
 
 

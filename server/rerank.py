@@ -40,7 +40,7 @@ class Reranker:
         scored = Scored()
         if documents:
             scored = await self._scorer.score(
-                Question(query, documents, job.instruction, job.truncate, job.deadline, job.echoes)
+                Question(query, documents, job.instruction, job.truncate, job.terms, job.echoes)
             )
         places = range(len(job.documents))
         logits = [scored.logits.get(at, 0.0) for at in places]

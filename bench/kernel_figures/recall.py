@@ -103,7 +103,7 @@ def embed(engine: LocalEngine, texts: list[str]) -> torch.Tensor:
     output, found = OutputSpec(engine.models[0].dimensions, Encoding.FLOAT32), []
     for start in range(0, len(texts), 500):
         tokens = tokenizer.encode_now([Frame("", text) for text in texts[start : start + 500]], Truncate.END)
-        vectors, errors = asyncio.run(engine.embed(0, tokens, [BASE_MODEL] * len(tokens), output, None))
+        vectors, errors = asyncio.run(engine.embed(0, tokens, [BASE_MODEL] * len(tokens), output))
         assert not errors, errors
         found.append(np.frombuffer(vectors, dtype=np.float32).reshape(len(tokens), -1))
     return torch.from_numpy(np.concatenate(found))

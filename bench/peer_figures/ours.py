@@ -100,6 +100,6 @@ class Ours:
         return await self._run([each for each in found if isinstance(each, Tokens)], handles)
 
     async def _run(self, tokens: list[Tokens], handles: list[int]) -> np.ndarray:
-        rows, errors = await self.engine.embed(0, tokens, handles, self.output, None)
+        rows, errors = await self.engine.embed(0, tokens, handles, self.output)
         assert not errors, errors
         return np.frombuffer(rows, "<f4").reshape(len(tokens), self.output.dimensions)

@@ -137,7 +137,7 @@ def mixed_over_base(data: Path) -> float:
     output = OutputSpec(engine.models[0].dimensions, Encoding.FLOAT32)
 
     def run(adapters: list[int]) -> None:
-        asyncio.run(engine.embed(0, tokens, adapters, output, None))
+        asyncio.run(engine.embed(0, tokens, adapters, output))
 
     seconds = interleaved(
         {"base": lambda: run([BASE_MODEL] * len(tokens)), "mixed": lambda: run(mixed)},

@@ -1,8 +1,10 @@
-"""The device thread: wait, plan, pack, run, answer. One engine owns one backbone on one device.
+"""The device thread: wait, plan, pack, run, answer. One engine owns one device.
 
 Callers hand in jobs from any thread and get them back, complete, through a callback on the device thread. Every
 accepted job is answered: texts end with their bytes in ``job.out`` or an entry in ``job.errors`` (law 7).
 """
+
+from __future__ import annotations
 
 import logging
 import threading
@@ -14,7 +16,9 @@ from typing import Protocol
 import numpy as np
 
 from embedmux.server.batching.pack import order
-from embedmux.server.batching.scheduler import Scheduler
+from embedmux.server.batching.repeats import Repeats
+from embedmux.server.batching.scheduler import Plan, Scheduler
+from embedmux.server.batching.stats import Stats
 from embedmux.server.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -30,6 +34,7 @@ logger = logging.getLogger(__name__)
 Done = Callable[[EngineJob], None]
 # Computes sequences, in this order, into one row of bytes (uint8) for each, or the error of that text alone.
 Compute = Callable[[list[Sequence]], Collection[np.ndarray | EmbedmuxError]]
+LATE = "the deadline passed while the text was queued"
 
 
 class Leases(Protocol):
@@ -42,57 +47,86 @@ class Leases(Protocol):
         """Gives so many leases back."""
 
 
+class Board(Protocol):
+    """Where the fronts read what the engine is doing; see bridge/board.py."""
+
+    def show(self, scheduler: Scheduler, batch_began: float) -> None:
+        """The queue as it is, and since when a batch is being computed: 0 for none."""
+
+
 class Engine:
     """Queues texts, batches them over requests and adapters, and runs ``compute`` on a thread of its own."""
 
-    def __init__(self, compute: Compute, leases: Leases, scheduler: Scheduler) -> None:
+    def __init__(
+        self,
+        compute: Compute,
+        leases: Leases,
+        scheduler: Scheduler,
+        *,
+        repeats: Repeats | None = None,
+        board: Board | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self.repeats = repeats or Repeats(is_coalescing=False)
+        self.stats = Stats()
+        self.board = board
         self._compute = compute
         self._leases = leases
-        self._scheduler = scheduler
         self._wake = threading.Condition()
         self._done: dict[int, tuple[EngineJob, Done]] = {}  # id(job) -> job, callback
         self._closing = False
-        self._tokens_per_second = 10_000.0  # a first guess; the device thread keeps it true
         self._thread = threading.Thread(target=self._run, name="embedmux-device", daemon=True)
         self._thread.start()
 
     def submit(self, job: EngineJob, done: Done) -> None:
         """Queues a job; ``done(job)`` is called once, when every text of it has an answer."""
-        now = time.monotonic()
+        now = job.enqueued = time.monotonic()
         handles, lengths = job.adapters.tolist(), (job.offsets[1:] - job.offsets[:-1]).tolist()
         slots = self._lease(job.model, handles)
+        keys = self.repeats.keys_of(job) if self.repeats else [b""] * len(handles)
         sequences: list[Sequence] = []
-        for index, (handle, num_tokens) in enumerate(zip(handles, lengths, strict=True)):
+        for index, (handle, num_tokens, key) in enumerate(zip(handles, lengths, keys, strict=True)):
             slot = slots[handle]
             if isinstance(slot, EmbedmuxError):
                 job.errors[index] = slot
             else:
-                sequences.append(Sequence(job, index, num_tokens, slot, now, job.deadline))
+                sequences.append(Sequence(job, index, num_tokens, slot, now, key=key))
         job.remaining = len(sequences)
         refused: EmbedmuxError | None = None
-        is_answered = not sequences  # once it is queued, the device thread may answer it before this call returns
+        kept: list[Sequence] = []
         with self._wake:
             if self._closing:
                 refused = Unavailable("the server is shutting down; send the request to another one")
             elif sequences:
+                waiting, kept = self._unrepeated(sequences, now) if self.repeats else (sequences, [])
                 try:
-                    self._scheduler.add(sequences, tokens_per_second=self._tokens_per_second)
+                    job.expected = self.scheduler.add(waiting, now) if waiting else now
                     self._done[id(job)] = (job, done)
                     self._wake.notify()
-                except Overloaded as error:
+                except (Overloaded, DeadlineExceeded) as error:
                     refused = error
+                    reason = error.reason if isinstance(error, Overloaded) else "expired"
+                    self.stats.count(job.model, f"refused_{reason}", 1)
+                    for sequence in waiting:
+                        self.repeats.finished(sequence, None)  # nobody follows yet: the lock was held
+                    self.repeats.cancel(job)
         if refused is not None:
             self._release(sequences)
             for sequence in sequences:
                 job.errors[sequence.index] = refused
-            is_answered = True
-        if is_answered:
-            done(job)
+        if refused is not None or not sequences:
+            done(job)  # once it is queued, the device thread may answer it before this call returns
+        else:
+            self._finish(kept)
 
     def cancel(self, job: EngineJob) -> None:
         """Drops a job's texts that are not yet computing; the job is still answered, with Cancelled for these."""
         with self._wake:
-            dropped = self._scheduler.cancel(job)
+            following = self.repeats.cancel(job)
+            dropped = self.scheduler.cancel(job)
+            self._requeue_followers(dropped)
+            dropped += following
+        self.stats.count(job.model, "cancelled", len(dropped))
         self._fail(dropped, Cancelled("the request was cancelled before it was computed"))
 
     def close(self, timeout_s: float | None = None) -> bool:
@@ -106,40 +140,84 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not self._scheduler and not self._closing:
+                if not self.scheduler and self.board is not None:
+                    self.board.show(self.scheduler, 0.0)
+                while not self.scheduler and not self._closing:
                     self._wake.wait()
-                if not self._scheduler:
+                if not self.scheduler:
                     return
-                plan = self._scheduler.plan(time.monotonic())
-            self._fail(plan.expired, DeadlineExceeded("the deadline passed while the text was queued"))
+                now = time.monotonic()
+                plan = self.scheduler.plan(now)
+                self.repeats.started(plan.batch)
+                self._requeue_followers(plan.expired)
+                if self.board is not None:
+                    self.board.show(self.scheduler, now)
+            if plan.expired:
+                self.stats.count(plan.expired[0].job.model, "expired", len(plan.expired))
+                self._fail(plan.expired, DeadlineExceeded(LATE))
             if plan.batch:
-                self._run_batch(order(plan.batch))
+                self._run_plan(plan, now)
 
-    def _run_batch(self, batch: list[Sequence]) -> None:
-        """Computes a batch; one that fails is halved until the guilty text is found, the others are answered."""
-        started = time.monotonic()
+    def _run_plan(self, plan: Plan, began: float) -> None:
+        """Computes a batch, and learns from it what batches cost."""
+        batch, model = plan.batch, plan.batch[0].job.model
+        lengths = [sequence.num_tokens for sequence in batch]
+        if not self._run_batch(order(batch)):
+            return
+        seconds = time.monotonic() - began
+        with self._wake:
+            self.scheduler.costs[model].observe(sum(lengths), sum(length * length for length in lengths), seconds)
+        waits = [began - sequence.enqueued for sequence in batch]
+        fill = sum(lengths) / self.scheduler.max_batch_tokens
+        self.stats.batch(model, batch[0].job.terms.priority.value, waits, sum(lengths), fill, seconds)
+
+    def _run_batch(self, batch: list[Sequence]) -> bool:
+        """Computes a batch; one that fails is halved until the guilty text is found, the others are answered.
+
+        Returns whether it was computed as a whole.
+        """
         try:
             rows = self._compute(batch)
         except Exception as error:
             if len(batch) > 1:
                 logger.warning("a batch of %d texts failed (%s); halving it", len(batch), error)
+                self.stats.count(batch[0].job.model, "halved", 1)
+                if _is_out_of_memory(error):
+                    self._take_smaller_batches(batch)
                 self._run_batch(batch[: len(batch) // 2])
                 self._run_batch(batch[len(batch) // 2 :])
-                return
+                return False
             logger.exception("a text of %d tokens failed", batch[0].num_tokens)
-            self._fail(batch, EngineFailure(f"the engine failed on this text: {error}"))
-            return
-        num_tokens = sum(sequence.num_tokens for sequence in batch)
-        rate = num_tokens / max(1e-6, time.monotonic() - started)
-        self._tokens_per_second += 0.1 * (rate - self._tokens_per_second)
+            self._answer(batch, [EngineFailure(f"the engine failed on this text: {error}")])
+            return False
+        self._answer(batch, rows)
+        return True
+
+    def _answer(self, batch: list[Sequence], rows: Collection[np.ndarray | EmbedmuxError]) -> None:
+        """Gives every text its row or its error, and the same to those that wait for the same text."""
+        answered: list[Sequence] = []
+        now = time.monotonic()
         for sequence, row in zip(batch, rows, strict=True):
+            together = [sequence]
+            if self.repeats:
+                kept = None if isinstance(row, EmbedmuxError) else row.tobytes()
+                with self._wake:
+                    together += self.repeats.finished(sequence, kept)
             if isinstance(row, EmbedmuxError):
                 logger.error("a text of %d tokens failed: %s", sequence.num_tokens, row)
-                sequence.job.errors[sequence.index] = row
-                continue
-            start = sequence.job.row_starts[sequence.index]
-            sequence.job.out[start : start + len(row)] = row.data
-        self._finish(batch)
+                self.stats.count(sequence.job.model, "failed", len(together))
+            for each in together:
+                job = each.job
+                if isinstance(row, EmbedmuxError):
+                    job.errors[each.index] = row
+                elif job.terms.deadline is not None and job.terms.deadline < now:
+                    job.errors[each.index] = DeadlineExceeded("the deadline passed while the text was computed")
+                    self.stats.count(job.model, "late", 1)
+                else:
+                    start = job.row_starts[each.index]
+                    job.out[start : start + len(row)] = row.data
+            answered += together
+        self._finish(answered)
 
     def _fail(self, sequences: list[Sequence], error: EmbedmuxError) -> None:
         for sequence in sequences:
@@ -156,8 +234,44 @@ class Engine:
                 job.remaining -= 1
                 if not job.remaining:
                     finished.append(self._done.pop(id(job)))
+        now = time.monotonic()
         for job, done in finished:
+            if not job.errors:
+                self.stats.answered(job.model, job.expected - job.enqueued, now - job.enqueued)
             done(job)
+
+    def _unrepeated(self, sequences: list[Sequence], now: float) -> tuple[list[Sequence], list[Sequence]]:
+        """The texts that must be computed, and those whose row was kept and is in place already; others wait."""
+        waiting: list[Sequence] = []
+        kept: list[Sequence] = []
+        terms = sequences[0].job.terms
+        due = min(now + self.scheduler.patience_s, terms.deadline or float("inf"))
+        for sequence in sequences:
+            row = self.repeats.row(sequence.key)
+            if row is not None:
+                start = sequence.job.row_starts[sequence.index]
+                sequence.job.out[start : start + len(row)] = row
+                kept.append(sequence)
+            elif not self.repeats.follows(sequence, due):
+                waiting.append(sequence)
+        return waiting, kept
+
+    def _requeue_followers(self, dropped: list[Sequence]) -> None:
+        """Queues the texts that waited for ones which nobody will compute; they were admitted when they came."""
+        if not self.repeats:
+            return
+        now = time.monotonic()
+        for sequence in [follower for gone in dropped for follower in self.repeats.finished(gone, None)]:
+            if not self.repeats.follows(sequence, sequence.enqueued + self.scheduler.patience_s):
+                self.scheduler.add([sequence], now, is_admitted=True)
+
+    def _take_smaller_batches(self, batch: list[Sequence]) -> None:
+        """What did not fit into memory will not the next time."""
+        num_tokens = sum(sequence.num_tokens for sequence in batch)
+        with self._wake:
+            fits = max(1, min(self.scheduler.max_batch_tokens, num_tokens) // 2)
+            self.scheduler.max_batch_tokens = fits
+        logger.error("a batch of %d tokens did not fit into memory; batches have at most %d now", num_tokens, fits)
 
     def _lease(self, model: int, handles: list[int]) -> dict[int, int | EmbedmuxError]:
         """A lease for each of the handles, which may be the same: the slot of each, or why it has none."""
@@ -173,3 +287,8 @@ class Engine:
         leases = Counter((each.job.model, each.job.adapters.item(each.index)) for each in sequences)
         for (model, handle), count in leases.items():
             self._leases.release(model, handle, count)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch raises a class of its own on CUDA, and a plain RuntimeError on the CPU."""
+    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "alloc" in str(error).lower()

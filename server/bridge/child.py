@@ -6,7 +6,6 @@ is told to (CLOSE) or when the front's end of the socket closes, so it never out
 
 import json
 import logging
-import math
 import mmap
 import os
 import signal
@@ -19,14 +18,13 @@ from typing import Any
 
 from embedmux.server.bridge.frames import (
     JOB_ID,
-    SUBMIT,
     FrameReader,
     JobBlock,
     Kind,
     done_frame,
     error_to_json,
     json_frame,
-    unpack_output,
+    parse_submit,
 )
 from embedmux.server.config import EngineConfig
 from embedmux.server.errors import EmbedmuxError, EngineFailure, ModelRejected
@@ -77,8 +75,7 @@ class EngineProcess:
                 logger.debug("the front closed the connection")
 
     def _submit(self, payload: bytes) -> None:
-        job_id, start, num_texts, num_tokens, model, deadline, *wanted = SUBMIT.unpack(payload)
-        output = unpack_output(*wanted)
+        job_id, start, num_texts, num_tokens, model, output, terms = parse_submit(payload)
         block = JobBlock(self._memory, start, num_texts, num_tokens, output)
         job = EngineJob(
             id=job_id,
@@ -86,7 +83,7 @@ class EngineProcess:
             offsets=block.offsets,
             adapters=block.adapters,
             output=output,
-            deadline=None if math.isinf(deadline) else deadline,
+            terms=terms,
             out=block.out,
             shared=block.shared,
             second=block.second,

@@ -7,6 +7,7 @@ exactly one DONE, cancelled or not, and only then may the block be used again.
 
 import enum
 import json
+import math
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -15,14 +16,15 @@ import numpy as np
 
 from embedmux.server import errors
 from embedmux.server.errors import EmbedmuxError, EngineFailure, Overloaded
-from embedmux.server.records import Encoding, EngineJob, Output, OutputSpec
+from embedmux.server.records import Encoding, EngineJob, Output, OutputSpec, Priority, Terms
 
-ENCODINGS, OUTPUTS = list(Encoding), list(Output)
+ENCODINGS, OUTPUTS, PRIORITIES = list(Encoding), list(Output), list(Priority)
 
 HEADER = struct.Struct("<IB")
-# job id, block start, texts, tokens, model, deadline (monotonic s, inf for none); then what is wanted: dimensions,
-# token dimensions, most vectors, encoding (index in the enum), outputs (a bit for each member of the enum)
-SUBMIT = struct.Struct("<QQIIHdIIIBB")
+# job id, block start, texts, tokens, model; deadline (monotonic s, inf for none), priority (index in the enum); then
+# what is wanted: dimensions, token dimensions, most vectors, encoding (index in the enum), outputs (a bit for each
+# member of the enum). The tenant's name follows.
+SUBMIT = struct.Struct("<QQIIHdBIIIBB")
 JOB_ID = struct.Struct("<Q")
 
 
@@ -91,6 +93,24 @@ class JobBlock:
         return 4 * (4 * num_texts + 1 + num_tokens) + output.total_bytes(num_texts, num_tokens)
 
 
+def submit_frame(
+    job_id: int, start: int, num_texts: int, num_tokens: int, model: int, output: OutputSpec, terms: Terms
+) -> bytes:
+    """SUBMIT for a job whose block begins at ``start``."""
+    deadline = math.inf if terms.deadline is None else terms.deadline
+    due = deadline, PRIORITIES.index(terms.priority)
+    header = SUBMIT.pack(job_id, start, num_texts, num_tokens, model, *due, *pack_output(output))
+    return frame(Kind.SUBMIT, header + terms.tenant.encode())
+
+
+def parse_submit(payload: bytes) -> tuple[int, int, int, int, int, OutputSpec, Terms]:
+    """The inverse of submit_frame, of its payload."""
+    job_id, start, num_texts, num_tokens, model, deadline, priority, *wanted = SUBMIT.unpack_from(payload)
+    tenant = payload[SUBMIT.size :].decode()
+    terms = Terms(None if math.isinf(deadline) else deadline, tenant, PRIORITIES[priority])
+    return job_id, start, num_texts, num_tokens, model, unpack_output(*wanted), terms
+
+
 def pack_output(output: OutputSpec) -> tuple[int, int, int, int, int]:
     """The last five fields of SUBMIT."""
     outputs = sum(1 << OUTPUTS.index(member) for member in output.outputs)
@@ -107,7 +127,7 @@ def error_to_json(error: EmbedmuxError) -> dict[str, Any]:
     """An error as it crosses the process border."""
     found: dict[str, Any] = {"kind": type(error).__name__, "message": str(error)}
     if isinstance(error, Overloaded):
-        found["retry_after_s"] = error.retry_after_s
+        found["retry_after_s"], found["reason"] = error.retry_after_s, error.reason
     return found
 
 
@@ -115,7 +135,7 @@ def error_from_json(value: dict[str, Any]) -> EmbedmuxError:
     """The inverse of error_to_json; an unknown class becomes EngineFailure."""
     kind = getattr(errors, value["kind"], EngineFailure)
     if kind is Overloaded:
-        return Overloaded(value["message"], value["retry_after_s"])
+        return Overloaded(value["message"], value["retry_after_s"], value["reason"])
     found: EmbedmuxError = kind(value["message"])
     return found
 

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import json
-import math
 import mmap
 from typing import Any
 
@@ -11,21 +10,20 @@ import numpy as np
 
 from embedmux.server.bridge.frames import (
     JOB_ID,
-    SUBMIT,
     FrameReader,
     JobBlock,
     Kind,
     error_from_json,
     frame,
     json_frame,
-    pack_output,
     parse_done,
+    submit_frame,
 )
 from embedmux.server.bridge.port import Answer
 from embedmux.server.errors import EmbedmuxError, InvalidRequest, Overloaded, Unavailable
 from embedmux.server.facts import AdapterInfo, ModelInfo
 from embedmux.server.free_list import FreeList
-from embedmux.server.records import OutputSpec, Tokens
+from embedmux.server.records import OutputSpec, Terms, Tokens
 
 MEMORY_RETRY_S = 0.1
 
@@ -48,7 +46,7 @@ class EngineLink(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     async def embed(
-        self, model: int, tokens: list[Tokens], adapters: list[int], output: OutputSpec, deadline: float | None
+        self, model: int, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms
     ) -> Answer:
         """Rows of tokenised texts, one after another, and the errors of texts without one (their rows are undefined).
 
@@ -76,9 +74,7 @@ class EngineLink(asyncio.Protocol):
         job_id = next(self._ids)
         done: asyncio.Future[dict[int, EmbedmuxError]] = asyncio.get_running_loop().create_future()
         self._jobs[job_id], self._starts[job_id] = done, start
-        limit = math.inf if deadline is None else deadline
-        header = (job_id, start, len(tokens), num_tokens, model, limit, *pack_output(output))
-        transport.write(frame(Kind.SUBMIT, SUBMIT.pack(*header)))
+        transport.write(submit_frame(job_id, start, len(tokens), num_tokens, model, output, terms))
         try:
             errors = await done
         except asyncio.CancelledError:

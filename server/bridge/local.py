@@ -8,7 +8,7 @@ import numpy as np
 from embedmux.server.bridge.port import Answer, ModelPort
 from embedmux.server.config import EngineConfig
 from embedmux.server.facts import AdapterInfo, ModelInfo
-from embedmux.server.records import EngineJob, OutputSpec, Tokens
+from embedmux.server.records import ANY_TERMS, EngineJob, OutputSpec, Terms, Tokens
 from embedmux.server.runtime import Runtime
 
 
@@ -36,7 +36,7 @@ class LocalEngine:
         return ModelPort(self, model)
 
     async def embed(
-        self, model: int, tokens: list[Tokens], adapters: list[int], output: OutputSpec, deadline: float | None
+        self, model: int, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms = ANY_TERMS
     ) -> Answer:
         """See EngineLink.embed."""
         loop = asyncio.get_running_loop()
@@ -50,7 +50,7 @@ class LocalEngine:
             offsets=offsets,
             adapters=np.array(adapters, dtype=np.int32),
             output=output,
-            deadline=deadline,
+            terms=terms,
             out=memoryview(out),
             shared=np.array([text.shared for text in tokens], dtype=np.int32),
             second=np.array([text.second for text in tokens], dtype=np.int32),

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from embedmux.server.errors import EmbedmuxError
 from embedmux.server.facts import AdapterInfo, ModelInfo
-from embedmux.server.records import OutputSpec, Tokens
+from embedmux.server.records import OutputSpec, Terms, Tokens
 
 Answer = tuple[bytes, dict[int, EmbedmuxError]]
 
@@ -22,9 +22,7 @@ class EnginePort(Protocol):
     def adapters(self) -> dict[str, AdapterInfo]:
         """Adapters in service by id; a new dict after every change."""
 
-    async def embed(
-        self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, deadline: float | None
-    ) -> Answer:
+    async def embed(self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms) -> Answer:
         """Rows of tokenised texts one after another (``OutputSpec``), and the errors of texts that have none."""
 
     async def load_adapter(self, path: str, adapter_id: str | None, placement: str | None = None) -> AdapterInfo:
@@ -45,7 +43,7 @@ class Engines(Protocol):
         """A model's adapters in service by id; a new dict after every change."""
 
     async def embed(
-        self, model: int, tokens: list[Tokens], adapters: list[int], output: OutputSpec, deadline: float | None
+        self, model: int, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms
     ) -> Answer:
         """See EnginePort."""
 
@@ -75,11 +73,9 @@ class ModelPort:
         """See EnginePort."""
         return self._engines.adapters_of(self._place)
 
-    async def embed(
-        self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, deadline: float | None
-    ) -> Answer:
+    async def embed(self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms) -> Answer:
         """See EnginePort."""
-        return await self._engines.embed(self._place, tokens, adapters, output, deadline)
+        return await self._engines.embed(self._place, tokens, adapters, output, terms)
 
     async def load_adapter(self, path: str, adapter_id: str | None, placement: str | None = None) -> AdapterInfo:
         """See EnginePort."""

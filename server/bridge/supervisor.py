@@ -18,7 +18,7 @@ from embedmux.server.bridge.port import Answer
 from embedmux.server.config import EngineConfig
 from embedmux.server.errors import AdapterRejected, EmbedmuxError, Overloaded, Unavailable
 from embedmux.server.facts import AdapterInfo, ModelInfo
-from embedmux.server.records import OutputSpec, Tokens
+from embedmux.server.records import OutputSpec, Terms, Tokens
 
 logger = logging.getLogger(__name__)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
@@ -65,10 +65,10 @@ class Supervisor:
         return self._ready_link().adapters[model]
 
     async def embed(
-        self, model: int, tokens: list[Tokens], adapters: list[int], output: OutputSpec, deadline: float | None
+        self, model: int, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms
     ) -> Answer:
         """See EngineLink.embed."""
-        return await self._ready_link().embed(model, tokens, adapters, output, deadline)
+        return await self._ready_link().embed(model, tokens, adapters, output, terms)
 
     async def load_adapter(
         self, model: int, path: str, adapter_id: str | None, placement: str | None = None

@@ -14,12 +14,17 @@ import grpc
 import grpc.aio
 
 from embedmux.server.errors import EmbedmuxError, InvalidRequest, Overloaded
+from embedmux.server.records import Priority, Terms
 from embedmux.server.rpc import status
 from embedmux.server.rpc.ports import CallObserver
 
 REQUEST_ID = "x-request-id"
+TENANT = "x-embedmux-tenant"
+PRIORITY = "x-embedmux-priority"
 PUSHBACK = "grpc-retry-pushback-ms"  # gRPC clients with a retry policy obey it
-MAX_ID_LENGTH = 128
+MAX_ID_LENGTH, MAX_TENANT_LENGTH = 128, 64
+OURS = (REQUEST_ID, TENANT, PRIORITY)
+PRIORITIES = {priority.value: priority for priority in Priority}
 RETRY_AFTER_S = 0.1
 
 Method = Callable[[Any, "Call"], Awaitable[Any]]
@@ -27,11 +32,11 @@ Method = Callable[[Any, "Call"], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call: ``id`` as the client gave it or made here, ``deadline`` on time.monotonic's clock, in seconds."""
+    """One call: ``id`` as the client gave it or made here."""
 
     id: str
     method: str
-    deadline: float | None
+    terms: Terms
     context: Any  # grpc.aio.ServicerContext; streams read and write through it
 
 
@@ -49,7 +54,7 @@ class Calls:
 
         async def guarded(request: Any, context: Any) -> Any:
             began = time.monotonic()
-            given = _given_id(context)
+            given = _given(context)
             call = _open(name, context, began, given)
             outcome = grpc.StatusCode.OK
             self._active += 1
@@ -72,17 +77,20 @@ class Calls:
 
         return guarded
 
-    def _check(self, given: str) -> None:
+    def _check(self, given: dict[str, str]) -> None:
         if self._active > self._max_calls:
             raise Overloaded(
                 f"{self._active} calls are in flight, the limit is {self._max_calls} (max_calls); "
                 f"try again in {RETRY_AFTER_S * 1000:.0f} ms",
                 RETRY_AFTER_S,
             )
-        if given and not _is_usable_id(given):
-            raise InvalidRequest(
-                f"metadata {REQUEST_ID} has {len(given)} characters; it takes 1 to {MAX_ID_LENGTH} printable ASCII ones"
-            )
+        for key, limit in ((REQUEST_ID, MAX_ID_LENGTH), (TENANT, MAX_TENANT_LENGTH)):
+            if key in given and not _is_usable(given[key], limit):
+                raise InvalidRequest(
+                    f"metadata {key} has {len(given[key])} characters; it takes 1 to {limit} printable ASCII ones"
+                )
+        if given.get(PRIORITY, Priority.BULK.value) not in PRIORITIES:
+            raise InvalidRequest(f"metadata {PRIORITY} is {given[PRIORITY]!r}; it takes {' or '.join(PRIORITIES)}")
 
 
 def is_caller_gone(error: BaseException) -> bool:
@@ -97,22 +105,23 @@ def is_caller_gone(error: BaseException) -> bool:
     return isinstance(error, grpc.aio.InternalError)
 
 
-def _given_id(context: Any) -> str:
-    for key, value in context.invocation_metadata():
-        if key == REQUEST_ID:
-            return str(value)
-    return ""
+def _given(context: Any) -> dict[str, str]:
+    """What the client says of this call in its metadata, as far as it is ours; of two values the first holds."""
+    return {key: str(value) for key, value in reversed(context.invocation_metadata()) if key in OURS}
 
 
-def _is_usable_id(given: str) -> bool:
-    return 0 < len(given) <= MAX_ID_LENGTH and given.isascii() and given.isprintable()
+def _is_usable(given: str, limit: int) -> bool:
+    return 0 < len(given) <= limit and given.isascii() and given.isprintable()
 
 
-def _open(name: str, context: Any, now: float, given: str) -> Call:
-    call_id = given if _is_usable_id(given) else secrets.token_hex(8)
+def _open(name: str, context: Any, now: float, given: dict[str, str]) -> Call:
+    own = given.get(REQUEST_ID, "")
+    call_id = own if _is_usable(own, MAX_ID_LENGTH) else secrets.token_hex(8)
     context.set_trailing_metadata(((REQUEST_ID, call_id),))
     remaining = context.time_remaining()
-    return Call(call_id, name, None if remaining is None else now + remaining, context)
+    deadline = None if remaining is None else now + remaining
+    priority = PRIORITIES.get(given.get(PRIORITY, ""), Priority.INTERACTIVE)
+    return Call(call_id, name, Terms(deadline, given.get(TENANT, ""), priority), context)
 
 
 def _trailer(call_id: str, refusal: EmbedmuxError) -> tuple[tuple[str, str], ...]:

@@ -8,7 +8,7 @@ from typing import Any
 from embedmux.proto import embed_pb2, types_pb2
 from embedmux.server import records
 from embedmux.server.errors import EmbedmuxError, InvalidRequest
-from embedmux.server.records import Encoding, Output, Role, Truncate
+from embedmux.server.records import Encoding, Output, Role, Terms, Truncate
 from embedmux.server.requests import EmbedJob, EmbedResult, Instruction, TokenizedText
 from embedmux.server.rpc import status
 
@@ -50,7 +50,7 @@ SPARSE_ID_BYTES = 4
 VECTORS_TAG, SPARSE_IDS_TAG, SPARSE_WEIGHTS_TAG, TOKEN_VECTORS_TAG = b"\x0a", b"\x6a", b"\x72", b"\x8a\x01"
 
 
-def embed_job(request: embed_pb2.EmbedRequest, *, deadline: float | None) -> EmbedJob:
+def embed_job(request: embed_pb2.EmbedRequest, *, terms: Terms) -> EmbedJob:
     """The request free of proto. Texts with equal instructions share one Instruction object."""
     texts, instructions = _texts(request)
     return EmbedJob(
@@ -60,18 +60,18 @@ def embed_job(request: embed_pb2.EmbedRequest, *, deadline: float | None) -> Emb
         encoding=member(ENCODINGS, request.encoding, types_pb2.Encoding),
         truncate=member(TRUNCATES, request.truncate, types_pb2.Truncate),
         model=request.model or None,
-        deadline=deadline,
+        terms=terms,
         outputs=_outputs(request.outputs) if request.outputs else DENSE_ONLY,
         forces_dimensions=request.force_dimensions,
         echoes=request.echo,
     )
 
 
-def tokenize_job(request: embed_pb2.TokenizeRequest, *, deadline: float | None) -> EmbedJob:
+def tokenize_job(request: embed_pb2.TokenizeRequest, *, terms: Terms) -> EmbedJob:
     """The request as the job whose tokens are wanted."""
     texts, instructions = _texts(request)
     truncate = member(TRUNCATES, request.truncate, types_pb2.Truncate)
-    return EmbedJob(texts, instructions, truncate=truncate, model=request.model or None, deadline=deadline)
+    return EmbedJob(texts, instructions, truncate=truncate, model=request.model or None, terms=terms)
 
 
 def _texts(request: Any) -> tuple[tuple[str, ...], tuple[Instruction, ...]]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from embedmux.proto import rerank_pb2, types_pb2
+from embedmux.server.records import Terms
 from embedmux.server.requests import RerankJob, RerankResult
 from embedmux.server.rpc import convert
 
@@ -15,7 +16,7 @@ class Scorer:
     activation: str
 
 
-def rerank_job(request: rerank_pb2.RerankRequest, *, deadline: float | None) -> RerankJob:
+def rerank_job(request: rerank_pb2.RerankRequest, *, terms: Terms) -> RerankJob:
     """The request free of proto; an instruction that was set counts even if it is empty."""
     return RerankJob(
         query=request.query,
@@ -23,7 +24,7 @@ def rerank_job(request: rerank_pb2.RerankRequest, *, deadline: float | None) -> 
         instruction=request.instruction if request.HasField("instruction") else None,
         truncate=convert.member(convert.TRUNCATES, request.truncate, types_pb2.Truncate),
         model=request.model or None,
-        deadline=deadline,
+        terms=terms,
         echoes=request.echo,
     )
 

@@ -6,7 +6,7 @@ from embedmux.server.admission import Admission, raise_if_whole
 from embedmux.server.bridge.port import EnginePort
 from embedmux.server.contract import Contract
 from embedmux.server.errors import EmbedmuxError, InvalidRequest
-from embedmux.server.records import BASE_MODEL, Encoding, Output, OutputSpec, Role, Tokens
+from embedmux.server.records import BASE_MODEL, Encoding, Output, OutputSpec, Role, Terms, Tokens
 from embedmux.server.rows import take_apart
 from embedmux.server.scorers.scored import Question, Scored, check_instruction
 from embedmux.server.text.frames import Frame, fill
@@ -51,7 +51,7 @@ class LateInteraction:
             else:
                 scored.errors[at] = result
         if tokens:
-            await self._compute(query, tokens, question.deadline, scored)
+            await self._compute(query, tokens, question.terms, scored)
         return scored
 
     def _frames(self, question: Question) -> list[Frame]:
@@ -65,9 +65,9 @@ class LateInteraction:
         texts = question.documents.values()
         return [query, *(self._reader.frame(document_prompt, text, suffix, Role.DOCUMENT) for text in texts)]
 
-    async def _compute(self, query: Tokens, tokens: dict[int, Tokens], deadline: float | None, scored: Scored) -> None:
+    async def _compute(self, query: Tokens, tokens: dict[int, Tokens], terms: Terms, scored: Scored) -> None:
         texts = [query, *tokens.values()]
-        rows, failed = await self._engine.embed(texts, [BASE_MODEL] * len(texts), self._output, deadline)
+        rows, failed = await self._engine.embed(texts, [BASE_MODEL] * len(texts), self._output, terms)
         raise_if_whole(failed.values())
         if 0 in failed:
             raise failed[0]

@@ -10,7 +10,7 @@ from embedmux.server.admission import Admission, raise_if_whole
 from embedmux.server.bridge.port import EnginePort
 from embedmux.server.contract import Contract
 from embedmux.server.errors import EmbedmuxError, EngineFailure
-from embedmux.server.records import BASE_MODEL, Encoding, Output, OutputSpec
+from embedmux.server.records import BASE_MODEL, Encoding, Output, OutputSpec, Terms
 from embedmux.server.rows import take_apart
 from embedmux.server.scorers.scored import Question, Scored, check_instruction
 from embedmux.server.text.listwise import MAX_PASSAGES, Block, Listing, ListReader
@@ -45,7 +45,7 @@ class Listwise:
             question.query, texts, instruction=question.instruction, truncate=question.truncate
         )
         errors: dict[int, EmbedmuxError] = {**listing.errors}
-        cosines = await self._compute(listing, question.deadline, errors)
+        cosines = await self._compute(listing, question.terms, errors)
         asked = listing.query
         scored.logits |= {places[at]: cosine for at, cosine in cosines.items()}
         scored.errors = {places[at]: error for at, error in errors.items()}
@@ -58,14 +58,12 @@ class Listwise:
             self._admission.check_total(map(len, scored.rendered.values()), "echoed documents")
         return scored
 
-    async def _compute(
-        self, listing: Listing, deadline: float | None, errors: dict[int, EmbedmuxError]
-    ) -> dict[int, float]:
+    async def _compute(self, listing: Listing, terms: Terms, errors: dict[int, EmbedmuxError]) -> dict[int, float]:
         """Cosines by document; those of a block that failed are added to ``errors``."""
         tokens = [block.tokens for block in listing.blocks]
         if not tokens:
             return {}
-        rows, failed = await self._engine.embed(tokens, [BASE_MODEL] * len(tokens), self._output, deadline)
+        rows, failed = await self._engine.embed(tokens, [BASE_MODEL] * len(tokens), self._output, terms)
         raise_if_whole(failed.values())
         queries: list[np.ndarray] = []
         documents: dict[int, np.ndarray] = {}

@@ -6,7 +6,7 @@ from embedmux.server.admission import Admission, raise_if_whole
 from embedmux.server.bridge.port import EnginePort
 from embedmux.server.contract import Contract, ScoreContract
 from embedmux.server.errors import InvalidRequest
-from embedmux.server.records import BASE_MODEL, Encoding, Output, OutputSpec, Tokens
+from embedmux.server.records import BASE_MODEL, Encoding, Output, OutputSpec, Terms, Tokens
 from embedmux.server.scorers.scored import Question, Scored, check_instruction
 from embedmux.server.text.frames import Frame, fill
 from embedmux.server.text.pairs import PairReader
@@ -44,7 +44,7 @@ class Pointwise:
             else:
                 scored.errors[at] = result
         if tokens:
-            await self._compute(tokens, question.deadline, scored)
+            await self._compute(tokens, question.terms, scored)
         return scored
 
     async def _read_pairs(self, question: Question, scored: Scored) -> list[Tokens | InvalidRequest]:
@@ -73,11 +73,9 @@ class Pointwise:
             scored.rendered = {at: frame.rendered for at, frame in zip(question.documents, frames, strict=True)}
         return await self._tokenizer.encode(frames, question.truncate)
 
-    async def _compute(self, tokens: dict[int, Tokens], deadline: float | None, scored: Scored) -> None:
+    async def _compute(self, tokens: dict[int, Tokens], terms: Terms, scored: Scored) -> None:
         places = list(tokens)
-        rows, failed = await self._engine.embed(
-            list(tokens.values()), [BASE_MODEL] * len(tokens), self._output, deadline
-        )
+        rows, failed = await self._engine.embed(list(tokens.values()), [BASE_MODEL] * len(tokens), self._output, terms)
         raise_if_whole(failed.values())
         scored.errors |= {places[position]: error for position, error in failed.items()}
         logits = np.frombuffer(rows, dtype="<f4").tolist()

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from embedmux.server.errors import EmbedmuxError, InvalidRequest
-from embedmux.server.records import Truncate
+from embedmux.server.records import Terms, Truncate
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,7 @@ class Question:
     documents: dict[int, str]
     instruction: str | None
     truncate: Truncate
-    deadline: float | None
+    terms: Terms
     echoes: bool
 
 

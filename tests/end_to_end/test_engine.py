@@ -18,7 +18,7 @@ from embedmux.server.errors import (
     Overloaded,
     Unavailable,
 )
-from embedmux.server.records import Encoding, EngineJob, OutputSpec, Sequence
+from embedmux.server.records import Encoding, EngineJob, OutputSpec, Sequence, Terms
 
 OUTPUT = OutputSpec(1, Encoding.UINT8)
 POISON, UNLOADED = 13, 404
@@ -61,7 +61,7 @@ class Bench:
             offsets=np.arange(len(values) + 1, dtype=np.int32),
             adapters=np.array(handles or [-1] * len(values), dtype=np.int32),
             output=OUTPUT,
-            deadline=deadline,
+            terms=Terms(deadline),
             out=memoryview(bytearray(len(values))),
             shared=np.zeros(len(values), dtype=np.int32),
             second=np.zeros(len(values), dtype=np.int32),

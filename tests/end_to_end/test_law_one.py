@@ -57,7 +57,7 @@ def pool_of(engine: LocalEngine, sequences: list[list[int]]) -> list[Item]:
 
 async def rows_of(engine: LocalEngine, items: list[Item], output: OutputSpec = FULL) -> list[bytes]:
     tokens = [Tokens(ids, len(ids)) for ids, _ in items]
-    data, errors = await engine.embed(0, tokens, [handle for _, handle in items], output, None)
+    data, errors = await engine.embed(0, tokens, [handle for _, handle in items], output)
     assert not errors
     width = output.encoding.row_bytes(output.dimensions)
     return [data[start : start + width] for start in range(0, len(data), width)]

@@ -54,7 +54,7 @@ def tokens(model_folder: Path) -> list[Tokens]:
 
 
 async def vectors(engine: LocalEngine, tokens: list[Tokens], handles: list[int]) -> np.ndarray:
-    data, errors = await engine.embed(0, tokens, handles, FULL, None)
+    data, errors = await engine.embed(0, tokens, handles, FULL)
     assert not errors
     return np.frombuffer(data, "<f4").reshape(len(tokens), 384)
 

@@ -31,6 +31,7 @@ from embedmux.server.heads.build import Heads
 from embedmux.server.outputs import encode_rows
 from embedmux.server.packed import LowRankTables
 from embedmux.server.records import (
+    ANY_TERMS,
     BASE_MODEL,
     Adapter,
     Calibration,
@@ -151,10 +152,10 @@ def make_texts(seed: int) -> list[Sequence]:
     ids = [np.concatenate([prefix[:length], text]) for length, text in zip(shared, own, strict=True)]
     job = EngineJob(
         id=1, token_ids=np.concatenate(ids), offsets=np.cumsum([0, *map(len, ids)], dtype=np.int32),
-        adapters=np.array(slots, dtype=np.int32), output=OutputSpec(HIDDEN, Encoding.FLOAT32), deadline=None,
+        adapters=np.array(slots, dtype=np.int32), output=OutputSpec(HIDDEN, Encoding.FLOAT32), terms=ANY_TERMS,
         out=memoryview(bytearray()), shared=np.array(shared, np.int32), second=np.zeros(len(ids), np.int32),
     )  # fmt: skip
-    return [Sequence(job, i, len(ids[i]), slot, 0.0, None) for i, slot in enumerate(slots)]
+    return [Sequence(job, i, len(ids[i]), slot, 0.0) for i, slot in enumerate(slots)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

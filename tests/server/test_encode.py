@@ -27,7 +27,7 @@ from embedmux.server.errors import (
 )
 from embedmux.server.facts import ModelInfo
 from embedmux.server.models import find_model
-from embedmux.server.records import Encoding, Output, OutputSpec, Pooling, Role, Route, Space, Tokens, Truncate
+from embedmux.server.records import Encoding, Output, OutputSpec, Pooling, Role, Route, Space, Terms, Tokens, Truncate
 from embedmux.server.requests import EmbedJob, EmbedResult, Instruction
 from embedmux.server.text import tokenizer as tokenizer_module
 from embedmux.server.text.frames import Frame
@@ -53,7 +53,7 @@ class FakeEngine:
         self.tokens: list[Tokens] = []
 
     async def embed(
-        self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, deadline: float | None
+        self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms
     ) -> tuple[bytes, dict[int, EmbedmuxError]]:
         self.tokens = tokens
         return b"".join(self.row(text, output) for text in tokens), self.errors

@@ -14,7 +14,7 @@ from embedmux.server.config import Limits
 from embedmux.server.contract import Activation, Contract, LateContract, Prompts, ScoreContract, ScoreKind
 from embedmux.server.errors import EmbedmuxError, EngineFailure, InvalidRequest, NotFound, Overloaded
 from embedmux.server.facts import ModelInfo
-from embedmux.server.records import BASE_MODEL, Encoding, Output, OutputSpec, Pooling, Tokens, Truncate
+from embedmux.server.records import BASE_MODEL, Encoding, Output, OutputSpec, Pooling, Terms, Tokens, Truncate
 from embedmux.server.requests import RerankJob
 from embedmux.server.rerank import Reranker
 from embedmux.server.text.tokenizer import Tokenizer
@@ -63,7 +63,7 @@ class FakeEngine:
         self.calls: list[tuple[list[Tokens], OutputSpec]] = []
 
     async def embed(
-        self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, deadline: float | None
+        self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms
     ) -> tuple[bytes, dict[int, EmbedmuxError]]:
         assert adapters == [BASE_MODEL] * len(tokens)
         self.calls.append((tokens, output))

@@ -11,7 +11,7 @@ from embedmux.server.config import Limits
 from embedmux.server.contract import Activation, Contract, LateContract, ScoreContract, ScoreKind
 from embedmux.server.errors import EmbedmuxError, EngineFailure, InvalidRequest
 from embedmux.server.facts import ModelInfo
-from embedmux.server.records import Encoding, Output, OutputSpec, Pooling, Tokens
+from embedmux.server.records import Encoding, Output, OutputSpec, Pooling, Terms, Tokens
 from embedmux.server.requests import RerankJob
 from embedmux.server.rerank import Reranker
 from embedmux.server.text.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ class FakeEngine:
         self.tokens: list[Tokens] = []
 
     async def embed(
-        self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, deadline: float | None
+        self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms
     ) -> tuple[bytes, dict[int, EmbedmuxError]]:
         assert output == OutputSpec(8, Encoding.FLOAT32, (Output.TOKENS,), DIMENSIONS, most_vectors=126)
         self.tokens, self.blocks, rows = tokens, [], []

@@ -9,7 +9,7 @@ import numpy as np
 from embedmux.server.batching.engine import Engine
 from embedmux.server.batching.scheduler import Scheduler
 from embedmux.server.errors import EmbedmuxError, EngineFailure
-from embedmux.server.records import BASE_MODEL, Encoding, EngineJob, OutputSpec, Sequence
+from embedmux.server.records import ANY_TERMS, BASE_MODEL, Encoding, EngineJob, OutputSpec, Sequence
 
 NUM_JOBS = 3000
 
@@ -35,7 +35,7 @@ def make_job(number: int, num_texts: int = 1) -> EngineJob:
         offsets=np.arange(num_texts + 1, dtype=np.int32),
         adapters=np.full(num_texts, BASE_MODEL, np.int32),
         output=OutputSpec(1, Encoding.UINT8),
-        deadline=None,
+        terms=ANY_TERMS,
         out=memoryview(bytearray(num_texts)),
         shared=np.zeros(num_texts, np.int32),
         second=np.zeros(num_texts, np.int32),

@@ -10,7 +10,7 @@ from embedmux.server.batching.graphs import GraphedBackbone, bucket_sizes
 from embedmux.server.batching.pack import PLAIN, Layout, order, pack, piece_of
 from embedmux.server.batching.staging import Staging
 from embedmux.server.packed import Batch, TokenStates
-from embedmux.server.records import BASE_MODEL, Encoding, EngineJob, OutputSpec, Sequence
+from embedmux.server.records import ANY_TERMS, BASE_MODEL, Encoding, EngineJob, OutputSpec, Sequence
 
 CPU = torch.device("cpu")
 
@@ -20,10 +20,10 @@ def sequences(lengths: list[int], slots: list[int], seed: int = 0) -> list[Seque
     offsets = np.cumsum([0, *lengths], dtype=np.int32)
     job = EngineJob(
         id=1, token_ids=random.integers(1, 1000, offsets[-1]).astype(np.int32), offsets=offsets,
-        adapters=np.array(slots, dtype=np.int32), output=OutputSpec(4, Encoding.FLOAT32), deadline=None,
+        adapters=np.array(slots, dtype=np.int32), output=OutputSpec(4, Encoding.FLOAT32), terms=ANY_TERMS,
         out=memoryview(bytearray()), shared=np.zeros(len(slots), np.int32), second=np.zeros(len(slots), np.int32),
     )  # fmt: skip
-    return [Sequence(job, i, n, slot, 0.0, None) for i, (n, slot) in enumerate(zip(lengths, slots, strict=True))]
+    return [Sequence(job, i, n, slot, 0.0) for i, (n, slot) in enumerate(zip(lengths, slots, strict=True))]
 
 
 def packed(lengths: list[int], slots: list[int]) -> Layout:

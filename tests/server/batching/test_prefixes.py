@@ -5,7 +5,7 @@ import torch
 
 from embedmux.server.batching.pack import Packing, Piece, pack, piece_of
 from embedmux.server.batching.prefixes import LEAST_TOKENS, PrefixCache, make_pool
-from embedmux.server.records import Encoding, EngineJob, OutputSpec, Pooling, Sequence
+from embedmux.server.records import ANY_TERMS, Encoding, EngineJob, OutputSpec, Pooling, Sequence
 
 PROMPT, OTHER = list(range(100, 112)), list(range(200, 210))
 
@@ -16,10 +16,10 @@ def texts(*items: tuple[list[int], int, int]) -> list[Sequence]:
     job = EngineJob(
         id=1, token_ids=np.concatenate(ids).astype(np.int32), offsets=np.cumsum([0, *map(len, ids)], dtype=np.int32),
         adapters=np.array([item[1] for item in items], np.int32), output=OutputSpec(4, Encoding.FLOAT32),
-        deadline=None, out=memoryview(bytearray()), shared=np.array([item[2] for item in items], np.int32),
+        terms=ANY_TERMS, out=memoryview(bytearray()), shared=np.array([item[2] for item in items], np.int32),
         second=np.zeros(len(ids), np.int32),
     )  # fmt: skip
-    return [Sequence(job, i, len(ids[i]), item[1], 0.0, None) for i, item in enumerate(items)]
+    return [Sequence(job, i, len(ids[i]), item[1], 0.0) for i, item in enumerate(items)]
 
 
 def split(cache: PrefixCache, sequences: list[Sequence]) -> tuple[list[Piece], list[int]]:

@@ -10,7 +10,7 @@ import pytest
 from embedmux.server.bridge.frames import JOB_ID, SUBMIT, Kind, frame
 from embedmux.server.bridge.link import EngineLink
 from embedmux.server.errors import InvalidRequest, Overloaded, Unavailable
-from embedmux.server.records import Encoding, OutputSpec, Tokens
+from embedmux.server.records import ANY_TERMS, Encoding, OutputSpec, Tokens
 
 OUTPUT = OutputSpec(8, Encoding.FLOAT32)
 SIZE = 4096
@@ -27,7 +27,7 @@ class Wire:
 
     def embed(self, num_texts: int = 2) -> asyncio.Task[Any]:
         return asyncio.create_task(
-            self.link.embed(0, [Tokens([1, 2, 3], 3)] * num_texts, [-1] * num_texts, OUTPUT, None)
+            self.link.embed(0, [Tokens([1, 2, 3], 3)] * num_texts, [-1] * num_texts, OUTPUT, ANY_TERMS)
         )
 
     def sent(self, kind: Kind) -> list[bytes]:
@@ -35,7 +35,7 @@ class Wire:
         return [data[5:] for data in frames if data[4] == kind]
 
     def answer(self, submitted: bytes) -> None:
-        self.link.data_received(frame(Kind.DONE, JOB_ID.pack(SUBMIT.unpack(submitted)[0])))
+        self.link.data_received(frame(Kind.DONE, JOB_ID.pack(SUBMIT.unpack_from(submitted)[0])))
 
     @property
     def used(self) -> int:

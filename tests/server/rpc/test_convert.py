@@ -4,7 +4,7 @@ import pytest
 
 from embedmux.proto import embed_pb2, types_pb2
 from embedmux.server.errors import InvalidRequest, NotFound
-from embedmux.server.records import Encoding, Output, Role, Space, Truncate
+from embedmux.server.records import ANY_TERMS, Encoding, Output, Role, Space, Truncate
 from embedmux.server.requests import EmbedResult, Instruction
 from embedmux.server.rpc import convert
 
@@ -19,7 +19,7 @@ def test_equal_instructions_of_a_request_become_one_object():
     for number in (1, 3, 5):
         request.texts[number].instruction.task = "retrieval"
         request.texts[number].instruction.role = types_pb2.ROLE_QUERY if number < 5 else types_pb2.ROLE_DOCUMENT
-    job = convert.embed_job(request, deadline=None)
+    job = convert.embed_job(request, terms=ANY_TERMS)
     assert job.instructions[0] == Instruction()
     assert job.instructions[1] is job.instructions[3]
     assert job.instructions[5] == Instruction(task="retrieval", role=Role.DOCUMENT)
@@ -37,18 +37,18 @@ def test_an_unset_instruction_is_none_and_its_words_arrive_as_they_are():
 
 
 def test_no_outputs_are_the_dense_vector_and_named_ones_stand_in_the_order_of_a_row():
-    assert convert.embed_job(embed_pb2.EmbedRequest(), deadline=None).outputs == (Output.DENSE,)
+    assert convert.embed_job(embed_pb2.EmbedRequest(), terms=ANY_TERMS).outputs == (Output.DENSE,)
     numbers = [types_pb2.OUTPUT_TOKENS, types_pb2.OUTPUT_UNSPECIFIED, types_pb2.OUTPUT_TOKENS, types_pb2.OUTPUT_SPARSE]
-    job = convert.embed_job(embed_pb2.EmbedRequest(outputs=numbers), deadline=None)
+    job = convert.embed_job(embed_pb2.EmbedRequest(outputs=numbers), terms=ANY_TERMS)
     assert job.outputs == (Output.DENSE, Output.SPARSE, Output.TOKENS)
     with pytest.raises(InvalidRequest, match="output is 9; this server knows OUTPUT_UNSPECIFIED, OUTPUT_DENSE"):
-        convert.embed_job(embed_pb2.EmbedRequest(outputs=[9]), deadline=None)
+        convert.embed_job(embed_pb2.EmbedRequest(outputs=[9]), terms=ANY_TERMS)
 
 
 def test_force_dimensions_and_echo_reach_the_job():
-    asked = convert.embed_job(embed_pb2.EmbedRequest(force_dimensions=True, echo=True), deadline=None)
+    asked = convert.embed_job(embed_pb2.EmbedRequest(force_dimensions=True, echo=True), terms=ANY_TERMS)
     assert (asked.forces_dimensions, asked.echoes) == (True, True)
-    plain = convert.embed_job(embed_pb2.EmbedRequest(), deadline=None)
+    plain = convert.embed_job(embed_pb2.EmbedRequest(), terms=ANY_TERMS)
     assert (plain.forces_dimensions, plain.echoes) == (False, False)
 
 

@@ -55,8 +55,8 @@ async def test_the_deadline_arrives_on_the_monotonic_clock(running, encoder):
     before = time.monotonic()
     await running.embedder.Embed(request("a"), timeout=30)
     await running.embedder.Embed(request("a"))
-    assert before + 29 < encoder.jobs[0].deadline < time.monotonic() + 30.1
-    assert encoder.jobs[1].deadline is None
+    assert before + 29 < encoder.jobs[0].terms.deadline < time.monotonic() + 30.1
+    assert encoder.jobs[1].terms.deadline is None
 
 
 async def test_a_cancelled_call_cancels_the_encoder(running, encoder):

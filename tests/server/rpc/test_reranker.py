@@ -45,7 +45,7 @@ async def test_the_request_arrives_whole(running, reranker):
     assert (job.truncate, job.echoes, job.model) == (Truncate.START, True, "large")
     assert [ranked.rendered for ranked in reply.results] == ["q|bbbb", "q|ccc", "q|ddd", "q|a"]
     await rerank(running)
-    assert reranker.jobs[1].instruction is None and reranker.jobs[1].deadline is None
+    assert reranker.jobs[1].instruction is None and reranker.jobs[1].terms.deadline is None
 
 
 async def test_a_reply_names_the_model_that_scored_and_its_activation(running, reranker):
