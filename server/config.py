@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from embedmux.server.errors import InvalidConfig
@@ -39,6 +40,10 @@ class EngineConfig:
     Sizes are in tokens, texts or bytes as their names say, and hold for each model. ``max_prefix_tokens`` is how many
     tokens of shared prefixes a causal model keeps; 0 keeps none. ``placement`` is that of adapters whose Load names
     none, those of the start included. ``quantize`` "int8" multiplies the backbone's weights as int8 codes.
+
+    ``max_queue_tokens`` holds for each class of work; ``bulk_share`` is what bulk work gets of a device that
+    interactive work would fill. ``tenants`` are weights of those whose weight is not 1. ``coalesces``: texts that are the same as
+    one in flight are not computed again; ``cache_bytes`` are kept of rows that were computed.
     """
 
     models: tuple[ModelConfig, ...] = (ModelConfig(),)
@@ -51,6 +56,10 @@ class EngineConfig:
     max_batch_tokens: int = 2048
     max_batch_texts: int = 256
     max_queue_tokens: int = 262_144
+    bulk_share: float = 0.1
+    tenants: Mapping[str, float] = field(default_factory=dict)
+    coalesces: bool = True
+    cache_bytes: int = 0
     max_adapters: int = 64
     max_adapter_bytes: int = 1 << 30
     max_adapter_rank: int = 256
@@ -71,8 +80,14 @@ class EngineConfig:
                 raise InvalidConfig(f"{name} {value!r} is served on the CPU only; leave it out, or use --device cpu")
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
             raise InvalidConfig(f"threads is {self.threads}; it must be 1 to {MAX_THREADS}")
-        if self.max_prefix_tokens < 0:
-            raise InvalidConfig(f"max_prefix_tokens is {self.max_prefix_tokens}; it must be 0 or more")
+        for name in ("max_prefix_tokens", "cache_bytes"):
+            if getattr(self, name) < 0:
+                raise InvalidConfig(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if not 0 < self.bulk_share < 1:
+            raise InvalidConfig(f"bulk_share is {self.bulk_share}; it must be between 0 and 1, neither included")
+        for tenant, weight in self.tenants.items():
+            if not 0 < weight < math.inf:
+                raise InvalidConfig(f"the weight of tenant {tenant!r} is {weight}; it must be a number above 0")
         if not self.models:
             raise InvalidConfig("no model is named; give at least one")
         names = [model.name for model in self.models]

@@ -46,6 +46,7 @@ class Encoder:
         """One row of bytes per text; raises only what concerns the whole request."""
         self._check(job)
         output = self._catalog.output(job)
+        self._engine.expect(sum(map(len, job.texts)), job.terms)
         reading = await self._read(job, output)
         served = list(reading.tokens)
         rows, errors = b"", reading.errors

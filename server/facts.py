@@ -21,6 +21,7 @@ class AdapterInfo:
     num_targets: int
     role: str | None = None  # where a task has one adapter for queries and another for documents
     placement: str = "low-rank"  # or "merged"
+    path: str = ""  # its folder, as a Load names it: below the model's root, or the id of one that the checkpoint holds
     model: str = ""  # the name of the model it belongs to; the engine leaves it to the front
 
 

@@ -103,7 +103,9 @@ class LoadedModel:
         adapter = read_adapter(
             root / Path(path), self.targets, root=root, adapter_id=adapter_id, max_rank=self._max_rank
         )
-        return self.registry.add(replace(adapter, calibrations=self._on_device(adapter.calibrations)), placed)
+        return self.registry.add(
+            replace(adapter, path=path, calibrations=self._on_device(adapter.calibrations)), placed
+        )
 
     @torch.inference_mode()
     def compute(self, sequences: list[Sequence]) -> list[Row]:

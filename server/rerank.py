@@ -29,6 +29,7 @@ class Reranker:
         if job.model and job.model != self._engine.model.name:
             raise NotFound(f"model {job.model!r} is not served here; this server has {self._engine.model.name!r}")
         self._admission.check_count(len(job.documents), "documents")
+        self._engine.expect(sum(map(len, job.documents)), job.terms)
         query = self._prepared(job.query, "query", job.instruction or "")
         documents: dict[int, str] = {}
         errors: dict[int, EmbedmuxError] = {}

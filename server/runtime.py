@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 import numpy as np
 import torch
 
 from embedmux.kernels import ops
-from embedmux.server.batching.engine import Engine
+from embedmux.server.batching.engine import Board, Engine
+from embedmux.server.batching.repeats import Repeats
 from embedmux.server.batching.scheduler import Scheduler
 from embedmux.server.config import EngineConfig
 from embedmux.server.errors import EngineFailure, ModelRejected
@@ -20,7 +24,7 @@ BUILDS = {"cpu": "build the extension (make install)", "cuda": "install Triton (
 class Runtime:
     """Loads the models, and runs the engine over them; one scheduler shares the device."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, board: Board | None = None) -> None:
         _check_kernels(config)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -34,8 +38,53 @@ class Runtime:
                 max_batch_tokens=config.max_batch_tokens,
                 max_batch_texts=config.max_batch_texts,
                 max_queue_tokens=config.max_queue_tokens,
+                bulk_share=config.bulk_share,
+                weights=config.tenants,
             ),
+            repeats=Repeats(is_coalescing=config.coalesces, cache_bytes=config.cache_bytes),
+            board=board,
         )
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Every model and its adapters in service, as a front is told them."""
+        return [
+            {"model": asdict(model.info), "adapters": self.adapters(place)} for place, model in enumerate(self.models)
+        ]
+
+    def adapters(self, model: int) -> list[dict[str, Any]]:
+        """A model's adapters in service, as a front is told them."""
+        return [asdict(info) for info in self.models[model].registry.list()]
+
+    def snapshot(self) -> dict[str, Any]:
+        """What was counted since the start and what is so now, for metrics; plain values by name.
+
+        ``stats`` is Stats.as_dict; times are in seconds, sizes in bytes, ``cost`` is the model of a batch's seconds.
+        """
+        scheduler, repeats = self.engine.scheduler, self.engine.repeats
+        models = []
+        for place, model in enumerate(self.models):
+            cost = scheduler.costs[place]
+            a, b, c = cost.coefficients
+            models.append(
+                {
+                    "name": model.name,
+                    "cost": {"batch": a, "token": b, "square": c, "error": cost.error},
+                    "adapters": model.registry.residency(),
+                }
+            )
+        return {
+            "stats": self.engine.stats.as_dict(),
+            "models": models,
+            "queue": {"tokens": scheduler.queued_tokens, "texts": len(scheduler), "max": scheduler.max_queue_tokens},
+            "batch": {"max_tokens": scheduler.max_batch_tokens},
+            "repeats": {
+                "hits": repeats.num_hits,
+                "misses": repeats.num_misses,
+                "shared": repeats.num_shared,
+                "used_bytes": repeats.used_bytes,
+                "cache_bytes": repeats.cache_bytes,
+            },
+        }
 
     def load_adapter(self, model: int, path: str, adapter_id: str | None, placement: str | None = None) -> AdapterInfo:
         """Loads an adapter folder below a model's adapter root; raises AdapterRejected."""

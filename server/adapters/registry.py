@@ -89,6 +89,7 @@ class AdapterRegistry:
                 num_bytes=adapter.num_bytes if placement is Placement.LOW_RANK else staged.num_bytes,
                 num_targets=len(adapter.targets),
                 placement=placement.value,
+                path=adapter.path,
             )
             self._loaded[handle] = _Loaded(info, slot, dict(adapter.calibrations))
             self._ready[adapter.id] = handle
@@ -144,6 +145,16 @@ class AdapterRegistry:
         """Ready adapters, in the order they were added."""
         with self._lock:
             return [self._loaded[handle].info for handle in self._ready.values()]
+
+    def residency(self) -> dict[str, int]:
+        """How many adapters are in service and drain, and what they take of the memory that they may, in bytes."""
+        with self._lock:
+            return {
+                "ready": len(self._ready),
+                "draining": len(self._loaded) - len(self._ready),
+                "used_bytes": self._arena.num_used_bytes,
+                "max_bytes": self._arena.max_bytes,
+            }
 
     def num_draining(self) -> int:
         """Adapters that were removed and wait for their last lease."""

@@ -39,6 +39,9 @@ class Kind(enum.IntEnum):
     CALL = 6  # front -> engine: JSON {id, method, arguments}
     ANSWER = 7  # engine -> front: JSON {id, result} or {id, error}
     CLOSE = 8  # front -> engine: finish what is queued, then exit
+    OPEN = 9  # first front -> engine: other fronts may come
+    ADAPTERS = 10  # engine -> fronts: JSON {model, adapters} after every change
+    STATS = 11  # engine -> fronts: JSON of Runtime.snapshot, every second
 
 
 def frame(kind: Kind, payload: bytes = b"") -> bytes:

@@ -33,7 +33,8 @@ class EngineLink(asyncio.Protocol):
 
     def __init__(self, memory: mmap.mmap) -> None:
         self.models: list[ModelInfo] = []
-        self.adapters: list[dict[str, AdapterInfo]] = []  # by model
+        self.adapters: list[dict[str, AdapterInfo]] = []  # by model, a new dict after every change
+        self.snapshot: dict[str, Any] = {}  # see Runtime.snapshot
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._memory = memoryview(memory)
@@ -68,6 +69,7 @@ class EngineLink(asyncio.Protocol):
                 f"{self._blocks.used} of {self._blocks.size} bytes of shared memory hold unanswered requests; "
                 "try again later or raise shared_memory_bytes",
                 retry_after_s=MEMORY_RETRY_S,
+                reason="memory",
             )
         block = JobBlock(self._memory, start, len(tokens), num_tokens, output)
         _fill(block, tokens, adapters)
@@ -96,6 +98,10 @@ class EngineLink(asyncio.Protocol):
         transport.write(json_frame(Kind.CALL, {"id": call_id, "method": method, "arguments": arguments}))
         return await answer
 
+    def open(self) -> None:
+        """Lets other fronts connect to the engine."""
+        self._connected().write(frame(Kind.OPEN))
+
     def close(self) -> None:
         """Asks the engine to finish what it holds and end; ``lost`` resolves when it has."""
         if self._transport is not None and not self._transport.is_closing():
@@ -118,6 +124,11 @@ class EngineLink(asyncio.Protocol):
                 self.models = [model_info(each["model"]) for each in facts]
                 self.adapters = [{info["id"]: adapter_info(info) for info in each["adapters"]} for each in facts]
                 self.ready.set_result(None)
+            elif kind is Kind.ADAPTERS:
+                change = json.loads(payload)
+                self.adapters[change["model"]] = {info["id"]: adapter_info(info) for info in change["adapters"]}
+            elif kind is Kind.STATS:
+                self.snapshot = json.loads(payload)
             elif kind is Kind.FAILED:
                 self.ready.set_exception(error_from_json(json.loads(payload)))
 

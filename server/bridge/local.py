@@ -35,6 +35,9 @@ class LocalEngine:
         """One of the models as if it were alone."""
         return ModelPort(self, model)
 
+    def expect(self, num_characters: int, terms: Terms) -> None:
+        """Refuses nothing: the queue itself is next."""
+
     async def embed(
         self, model: int, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms = ANY_TERMS
     ) -> Answer:

@@ -22,6 +22,9 @@ class EnginePort(Protocol):
     def adapters(self) -> dict[str, AdapterInfo]:
         """Adapters in service by id; a new dict after every change."""
 
+    def expect(self, num_characters: int, terms: Terms) -> None:
+        """Raises Overloaded where texts of so many characters would be refused: a guess, before they are read."""
+
     async def embed(self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms) -> Answer:
         """Rows of tokenised texts one after another (``OutputSpec``), and the errors of texts that have none."""
 
@@ -41,6 +44,9 @@ class Engines(Protocol):
 
     def adapters_of(self, model: int) -> dict[str, AdapterInfo]:
         """A model's adapters in service by id; a new dict after every change."""
+
+    def expect(self, num_characters: int, terms: Terms) -> None:
+        """See EnginePort."""
 
     async def embed(
         self, model: int, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms
@@ -72,6 +78,10 @@ class ModelPort:
     def adapters(self) -> dict[str, AdapterInfo]:
         """See EnginePort."""
         return self._engines.adapters_of(self._place)
+
+    def expect(self, num_characters: int, terms: Terms) -> None:
+        """See EnginePort."""
+        self._engines.expect(num_characters, terms)
 
     async def embed(self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms) -> Answer:
         """See EnginePort."""

@@ -12,101 +12,73 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+from embedmux.server.bridge.board import BOARD_BYTES, Board
 from embedmux.server.bridge.link import EngineLink, adapter_info
-from embedmux.server.bridge.port import Answer
+from embedmux.server.bridge.linked import Linked, memory_file
 from embedmux.server.config import EngineConfig
-from embedmux.server.errors import AdapterRejected, EmbedmuxError, Overloaded, Unavailable
-from embedmux.server.facts import AdapterInfo, ModelInfo
-from embedmux.server.records import OutputSpec, Terms, Tokens
+from embedmux.server.errors import AdapterRejected, EmbedmuxError, Overloaded
 
 logger = logging.getLogger(__name__)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 HEALTHY_AFTER_S = 30.0  # an engine that ran this long starts the pauses afresh
+LOOK_S = 0.5
 
 
-class Supervisor:
-    """The engine as the rest of the front sees it, across restarts of its process.
+class Supervisor(Linked):
+    """The engine as the first front sees it, and its life.
 
-    ``on_change(is_serving)`` is called on the event loop whenever the engine becomes ready or is lost.
+    ``on_change(is_serving)`` is called on the event loop whenever the engine becomes ready or is lost. An engine that
+    gives no sign of life for ``stuck_after_s`` seconds, or computes one batch for so long, is killed and replaced.
     """
 
     def __init__(
-        self, config: EngineConfig, *, shared_memory_bytes: int, on_change: Callable[[bool], None] = lambda _: None
+        self,
+        config: EngineConfig,
+        *,
+        shared_memory_bytes: int,
+        stuck_after_s: float = 60.0,
+        on_change: Callable[[bool], None] = lambda _: None,
     ) -> None:
+        self.board_file = memory_file(BOARD_BYTES)
+        super().__init__(Board(mmap.mmap(self.board_file, BOARD_BYTES)))
+        self.num_restarts = 0
         self._config = config
         self._memory_bytes = shared_memory_bytes
+        self._stuck_after_s = stuck_after_s
         self._on_change = on_change
-        self._link: EngineLink | None = None
+        self._folder = tempfile.TemporaryDirectory(prefix="embedmux-")
+        self.socket_path = Path(self._folder.name) / "engine"
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.socket_path))
+        self._listener.listen()
         self._process: subprocess.Popen[bytes] | None = None
-        self._watcher: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._closing = False
-        # (place of the model, adapter id) -> (path below the model's root, digest, placement)
-        self._in_service: dict[tuple[int, str], tuple[str, str, str]] = {}
 
     async def start(self) -> None:
         """Starts the engine and waits until it is ready; raises its error if the model cannot be served."""
-        self._link = await self._launch(self._config)
-        self._in_service = {
-            (model, info.id): (info.id, info.digest, info.placement)
-            for model, adapters in enumerate(self._link.adapters)
-            for info in adapters.values()
-        }
-        self._watcher = asyncio.create_task(self._watch(), name="embedmux-supervisor")
+        self.link = await self._launch(self._config)
+        self.link.open()
+        self._tasks = [
+            asyncio.create_task(self._watch(), name="embedmux-supervisor"),
+            asyncio.create_task(self._look(), name="embedmux-watchdog"),
+        ]
         self._on_change(True)
-
-    @property
-    def models(self) -> list[ModelInfo]:
-        """Facts of the loaded models."""
-        return self._ready_link().models
-
-    def adapters_of(self, model: int) -> dict[str, AdapterInfo]:
-        """A model's adapters in service by id; a new dict after every change."""
-        return self._ready_link().adapters[model]
-
-    async def embed(
-        self, model: int, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms
-    ) -> Answer:
-        """See EngineLink.embed."""
-        return await self._ready_link().embed(model, tokens, adapters, output, terms)
-
-    async def load_adapter(
-        self, model: int, path: str, adapter_id: str | None, placement: str | None = None
-    ) -> AdapterInfo:
-        """Loads an adapter folder below a model's root; it stays loaded over restarts of the engine process."""
-        # Shielded: what the engine has done must be known here, even if the caller does not wait for it.
-        return await asyncio.shield(asyncio.ensure_future(self._load(model, path, adapter_id, placement)))
-
-    async def unload_adapter(self, model: int, adapter_id: str) -> None:
-        """Takes an adapter out of service."""
-        await asyncio.shield(asyncio.ensure_future(self._unload(model, adapter_id)))
-
-    async def _load(self, model: int, path: str, adapter_id: str | None, placement: str | None) -> AdapterInfo:
-        link = self._ready_link()
-        wanted = {"model": model, "path": path, "adapter_id": adapter_id, "placement": placement}
-        info = adapter_info(await link.call("load_adapter", **wanted))
-        link.adapters[model] = {**link.adapters[model], info.id: info}
-        self._in_service[model, info.id] = (path, info.digest, info.placement)
-        return info
-
-    async def _unload(self, model: int, adapter_id: str) -> None:
-        link = self._ready_link()
-        await link.call("unload_adapter", model=model, adapter_id=adapter_id)
-        link.adapters[model] = {name: info for name, info in link.adapters[model].items() if name != adapter_id}
-        self._in_service.pop((model, adapter_id), None)
 
     async def close(self, timeout_s: float) -> bool:
         """Lets the engine answer what it holds, then ends it; kills it after ``timeout_s``. True if it ended itself."""
         self._closing = True
-        if self._watcher is not None:
-            self._watcher.cancel()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._watcher
+                await task
         ended = False
-        if self._link is not None and not self._link.lost.done():
-            self._link.close()
+        if self.link is not None and not self.link.lost.done():
+            self.link.close()
             try:
-                await asyncio.wait_for(asyncio.shield(self._link.lost), timeout_s)
+                await asyncio.wait_for(asyncio.shield(self.link.lost), timeout_s)
                 ended = True
             except TimeoutError:
                 logger.warning("the engine did not drain within %.1f s; killing it", timeout_s)
@@ -114,23 +86,21 @@ class Supervisor:
             if not ended:  # it did not drain, or was still loading and holds nothing
                 self._process.kill()
             await asyncio.to_thread(self._process.wait)
+        self._listener.close()
+        self._folder.cleanup()
         return ended
-
-    def _ready_link(self) -> EngineLink:
-        if self._link is None:
-            raise Unavailable("the models are being loaded; try again")
-        if self._link.lost.done():
-            raise Unavailable("the engine process is being restarted; try again")
-        return self._link
 
     async def _watch(self) -> None:
         """Restarts the engine whenever it is lost, with growing pauses while it keeps failing."""
         pause_s, started = FIRST_PAUSE_S, time.monotonic()
         while not self._closing:
-            assert self._link is not None and self._process is not None
-            await asyncio.shield(self._link.lost)  # close cancels this task, and waits for the same future
+            assert self.link is not None and self._process is not None
+            lost = self.link
+            await asyncio.shield(lost.lost)  # close cancels this task, and waits for the same future
+            self._process.kill()  # one that closed its socket and goes on would keep the memory
             code = await asyncio.to_thread(self._process.wait)
             logger.error("the engine process ended with exit code %s; restarting it", code)
+            self.num_restarts += 1
             self._on_change(False)
             if time.monotonic() - started > HEALTHY_AFTER_S:
                 pause_s = FIRST_PAUSE_S
@@ -139,56 +109,60 @@ class Supervisor:
                 pause_s, started = min(LONGEST_PAUSE_S, 2 * pause_s), time.monotonic()
                 try:
                     link = await self._launch(replace(self._config, loads_adapters=False))
-                    await self._restore(link)
+                    await self._restore(link, lost)
                 except (EmbedmuxError, OSError) as error:
                     logger.error("the engine process did not start: %s", error)
                     self._process.kill()
                     await asyncio.to_thread(self._process.wait)
                     continue
                 break
-            self._link = link
+            self.link = link
+            link.open()
+            logger.info("the engine process serves again after %.1f s", time.monotonic() - started)
             self._on_change(True)
 
-    async def _restore(self, link: EngineLink) -> None:
+    async def _look(self) -> None:
+        """Kills an engine that is stuck; all else follows from that."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if self.link is None or self.link.lost.done() or self._process is None:
+                continue
+            now, moves = time.monotonic(), self.board.moves
+            silent, busy = now - moves.heartbeat, now - moves.began if moves.began else 0.0
+            if max(silent, busy) > self._stuck_after_s:
+                what = f"computes one batch since {busy:.1f} s" if busy > silent else f"is silent since {silent:.1f} s"
+                logger.error("the engine process %s, the limit is %.1f s (stuck_after_s)", what, self._stuck_after_s)
+                self._process.kill()
+                await asyncio.shield(self.link.lost)
+
+    async def _restore(self, link: EngineLink, lost: EngineLink) -> None:
         """Brings a fresh engine's adapters to exactly what was in service before, or leaves one out and says so."""
-        for (model, adapter_id), (path, digest, placement) in list(self._in_service.items()):
-            try:
-                wanted = {"model": model, "path": path, "adapter_id": adapter_id, "placement": placement}
-                info = adapter_info(await link.call("load_adapter", **wanted))
-                if info.digest != digest:
-                    await link.call("unload_adapter", model=model, adapter_id=adapter_id)
-                    raise AdapterRejected(f"its folder now holds other weights ({info.digest[:12]}, not {digest[:12]})")
-                link.adapters[model][info.id] = info
-            except (AdapterRejected, Overloaded) as error:
-                del self._in_service[model, adapter_id]
-                logger.error("adapter %r is out of service since the restart: %s", adapter_id, error)
+        for model, adapters in enumerate(lost.adapters):
+            for before in adapters.values():
+                try:
+                    wanted = {"path": before.path, "adapter_id": before.id, "placement": before.placement}
+                    info = adapter_info(await link.call("load_adapter", model=model, **wanted))
+                    if info.digest != before.digest:
+                        await link.call("unload_adapter", model=model, adapter_id=before.id)
+                        digests = f"{info.digest[:12]}, not {before.digest[:12]}"
+                        raise AdapterRejected(f"its folder now holds other weights ({digests})")
+                except (AdapterRejected, Overloaded) as error:
+                    logger.error("adapter %r is out of service since the restart: %s", before.id, error)
 
     async def _launch(self, config: EngineConfig) -> EngineLink:
         """A new engine process, ready; its socket and its memory die with it."""
         front, back = socket.socketpair()
-        memory_file = _memory_file(self._memory_bytes)
+        memory = memory_file(self._memory_bytes)
+        files = (back.fileno(), memory, self.board_file, self._listener.fileno())
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "embedmux.server.bridge.child",
-                 str(back.fileno()), str(memory_file), config.to_json()],
-                pass_fds=(back.fileno(), memory_file),
+                [sys.executable, "-m", "embedmux.server.bridge.child", *map(str, files), config.to_json()],
+                pass_fds=files,
                 stdin=subprocess.DEVNULL,
-            )  # fmt: skip
-            memory = mmap.mmap(memory_file, self._memory_bytes)
+            )
+            mapped = mmap.mmap(memory, self._memory_bytes)
         finally:
             back.close()
-            os.close(memory_file)
-        _, link = await asyncio.get_running_loop().create_connection(lambda: EngineLink(memory), sock=front)
-        await asyncio.shield(link.ready)
-        return link
-
-
-def _memory_file(size: int) -> int:
-    """A file descriptor of anonymous memory; pages are taken only when they are used."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("embedmux")
-    else:  # no memfd on this system: an unlinked file does the same
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, size)
-    return descriptor
+            os.close(memory)
+        self.board.beat()  # it has until now to give its first sign of life
+        return await self.connect(front, mapped)

@@ -21,6 +21,7 @@ COMMANDS = {
     "serve": ("embedmux.server.cli.serve:serve", "Serve a model and its task adapters over gRPC."),
     "embed": ("embedmux.server.cli.embed:embed", "Embed texts or JSONL files with a running server."),
     "rerank": ("embedmux.server.cli.rerank:rerank", "Order documents by how well they answer a query."),
+    "bench": ("embedmux.server.cli.bench:bench", "Put load on a running server and measure what it answers."),
     "tasks": ("embedmux.server.cli.tasks:tasks", "List a server's models and tasks: adapters, prompts, spaces."),
     "adapters": ("embedmux.server.cli.adapters:app", "Check adapter folders; list, load and unload adapters."),
     "models": ("embedmux.server.cli.models:models", "List the known families, or what a model would be served as."),
@@ -35,6 +36,7 @@ EXTRAS = {
     "train": ("accelerate", "datasets", "peft", "pytrec_eval", "sentence_transformers", "sklearn", "transformers"),
     "cuda": ("triton",),
     "parquet": ("pyarrow",),
+    "plot": ("matplotlib",),
     "hub": ("huggingface_hub",),
 }
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130

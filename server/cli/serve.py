@@ -28,6 +28,10 @@ def serve(
     tokenizer_threads: int = TOKENIZER_THREADS,
     max_batch_tokens: int = 2048,
     max_queue_tokens: int = 262_144,
+    bulk_share: float = 0.1,
+    tenant: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
+    coalesce: Annotated[bool, Parameter(negative="--no-coalesce")] = True,
+    cache_bytes: int = 0,
     max_prefix_tokens: int = 4096,
     max_adapter_bytes: int = 1 << 30,
     max_texts: int = 2048,
@@ -80,7 +84,18 @@ def serve(
     max_batch_tokens
         Token budget of one batch.
     max_queue_tokens
-        Tokens that may wait; beyond it requests are refused with RESOURCE_EXHAUSTED and a time to retry.
+        Tokens that may wait, of interactive and of bulk work each; beyond it requests are refused with
+        RESOURCE_EXHAUSTED and a time to retry.
+    bulk_share
+        Part of the device that bulk work gets (metadata x-embedmux-priority: bulk) while interactive work would fill
+        it; it takes all that interactive work leaves.
+    tenant
+        NAME=WEIGHT: a tenant (metadata x-embedmux-tenant) with WEIGHT times the share of one that is not named here,
+        while both have work waiting. Repeat it for several.
+    coalesce
+        Compute texts once that are the same as one in flight.
+    cache_bytes
+        Memory for rows of texts that were computed: the same text is answered from there, bit for bit. 0 keeps none.
     max_prefix_tokens
         Tokens of prompts and rerank queries whose keys and values a causal model keeps for reuse; 0 keeps none.
     max_adapter_bytes
@@ -109,6 +124,10 @@ def serve(
             threads=threads,
             max_batch_tokens=max_batch_tokens,
             max_queue_tokens=max_queue_tokens,
+            bulk_share=bulk_share,
+            tenants=tenant_weights(tenant),
+            coalesces=coalesce,
+            cache_bytes=cache_bytes,
             max_prefix_tokens=max_prefix_tokens,
             max_adapter_bytes=max_adapter_bytes,
             allow_reference=allow_reference,
@@ -124,6 +143,20 @@ def serve(
         await App(config).run()
 
     asyncio.run(run())
+
+
+def tenant_weights(arguments: Sequence[str]) -> dict[str, float]:
+    """NAME=WEIGHT of every ``--tenant``. Raises WrongUsage for what is none."""
+    weights: dict[str, float] = {}
+    for argument in arguments:
+        name, equals, weight = argument.rpartition("=")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            equals = ""
+        if not name or not equals:
+            raise WrongUsage(f"tenant is {argument!r}; it takes NAME=WEIGHT, such as search=3")
+    return weights
 
 
 def served_models(models: Sequence[str], adapters: Sequence[str], *, has_defaults: bool) -> tuple[ModelConfig, ...]:

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import create_autospec
 
 import numpy as np
@@ -51,6 +50,9 @@ class FakeEngine:
         self.adapters: dict[str, object] = {}
         self.errors = errors or {}
         self.tokens: list[Tokens] = []
+
+    def expect(self, num_characters: int, terms: Terms) -> None:
+        """Takes all."""
 
     async def embed(
         self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms
@@ -286,7 +288,6 @@ async def test_a_catalogue_that_refuses_costs_its_neighbours_nothing() -> None:
     catalog.contract = CONTRACT
     catalog.output.return_value = OutputSpec(4, Encoding.FLOAT32)
     catalog.route.side_effect = [NotFound("no"), Route(-1, "", "", Space("s"))]
-    engine = SimpleNamespace(model=MODEL, embed=FakeEngine().embed)
-    encoder = Encoder(catalog, Tokenizer(find_model("minilm"), CONTRACT), engine, Limits())  # type: ignore[arg-type]
+    encoder = Encoder(catalog, Tokenizer(find_model("minilm"), CONTRACT), FakeEngine(), Limits())
     found = await encoder.embed(job(["a", "b"]))
     assert list(found.errors) == [0] and found.num_tokens[1] == 3

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer as Library
 
+from embedmux.server.bridge.port import Answer
 from embedmux.server.config import Limits
 from embedmux.server.contract import Activation, Contract, LateContract, Prompts, ScoreContract, ScoreKind
 from embedmux.server.errors import EmbedmuxError, EngineFailure, InvalidRequest, NotFound, Overloaded
@@ -62,9 +63,9 @@ class FakeEngine:
         self.errors = errors or {}
         self.calls: list[tuple[list[Tokens], OutputSpec]] = []
 
-    async def embed(
-        self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms
-    ) -> tuple[bytes, dict[int, EmbedmuxError]]:
+    def expect(self, num_characters: int, terms: Terms) -> None: ...
+
+    async def embed(self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms) -> Answer:
         assert adapters == [BASE_MODEL] * len(tokens)
         self.calls.append((tokens, output))
         if output.outputs == (Output.SCORE,):

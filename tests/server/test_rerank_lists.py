@@ -32,6 +32,9 @@ class FakeEngine:
         self.blocks: list[np.ndarray] = []  # of the last call, markers in order: documents, then the query
         self.tokens: list[Tokens] = []
 
+    def expect(self, num_characters: int, terms: Terms) -> None:
+        """Takes all."""
+
     async def embed(
         self, tokens: list[Tokens], adapters: list[int], output: OutputSpec, terms: Terms
     ) -> tuple[bytes, dict[int, EmbedmuxError]]:

@@ -1,0 +1,82 @@
+"""What the engine process lets everybody see of itself: one page of shared memory, written by it alone.
+
+Fronts read here how long work would wait, and refuse what cannot be served before they have read a text; the supervisor
+reads whether the engine still moves. Readers take no lock: a page that is read while it is written can refuse a request
+that would just have been taken, or the other way round, and the engine has the last word.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from embedmux.server.batching.scheduler import Scheduler
+from embedmux.server.records import Priority
+
+MAX_LINES = 128
+BOARD_BYTES = 4096
+# version, heartbeat and beginning of the batch in work (monotonic seconds, 0 for none), queued tokens, texts, lines
+HEAD = np.dtype(
+    [("version", "u8"), ("heartbeat", "f8"), ("began", "f8"), ("tokens", "i8"), ("texts", "i8"), ("lines", "i8")]
+)
+LINE = np.dtype([("tenant", "u4"), ("priority", "u4"), ("room", "i8"), ("done_at", "f8")])
+PRIORITIES = list(Priority)
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """Whether the engine still moves: when it last said so, and since when it computes one batch (0: it does not)."""
+
+    heartbeat: float
+    began: float
+
+
+class Board:
+    """Both sides of the page; the engine calls ``show`` and ``beat``, all others only read."""
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._head = np.frombuffer(memory, HEAD, 1)
+        self._lines = np.frombuffer(memory, LINE, MAX_LINES, HEAD.itemsize)
+
+    def show(self, scheduler: Scheduler, batch_began: float) -> None:
+        """The queue as it is, and since when a batch is being computed: 0 for none."""
+        lines = scheduler.pressure(time.monotonic())[:MAX_LINES]
+        for place, line in enumerate(lines):
+            self._lines[place] = (tag_of(line.tenant), PRIORITIES.index(line.priority), line.room_tokens, line.done_at)
+        head = self._head
+        head["lines"], head["tokens"], head["texts"] = len(lines), scheduler.queued_tokens, len(scheduler)
+        head["began"] = batch_began
+        head["version"] += 1
+
+    def beat(self) -> None:
+        """The engine process still runs."""
+        self._head["heartbeat"] = time.monotonic()
+
+    @property
+    def version(self) -> int:
+        """Changes with every ``show``."""
+        return int(self._head["version"][0])
+
+    @property
+    def queued(self) -> tuple[int, int]:
+        """Tokens and texts that wait."""
+        return int(self._head["tokens"][0]), int(self._head["texts"][0])
+
+    @property
+    def moves(self) -> Moves:
+        """See Moves."""
+        return Moves(float(self._head["heartbeat"][0]), float(self._head["began"][0]))
+
+    def lines(self) -> dict[tuple[int, Priority], tuple[int, float]]:
+        """(tag of the tenant, priority) -> (tokens that may still be queued, when what is queued should be done)."""
+        found = self._lines[: int(self._head["lines"][0])].tolist()
+        return {(tag, PRIORITIES[priority]): (room, done_at) for tag, priority, room, done_at in found}
+
+
+def tag_of(tenant: str) -> int:
+    """A number for a tenant's name; two that share one are only told later by whom the queue is held."""
+    return zlib.crc32(tenant.encode())

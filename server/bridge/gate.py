@@ -1,0 +1,47 @@
+"""Refusals that cost next to nothing: before a text is read, by what the engine shows on its board."""
+
+from __future__ import annotations
+
+import time
+
+from embedmux.server.bridge.board import Board, tag_of
+from embedmux.server.errors import Overloaded
+from embedmux.server.records import Priority, Terms
+
+MOST_RETRY_S, LEAST_RETRY_S = 10.0, 0.02
+
+
+class Gate:
+    """One front's view of the queue: what the board said last, less what this front has sent since."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._version = -1
+        self._lines: dict[tuple[int, Priority], tuple[int, float]] = {}
+
+    def check(self, num_tokens: int, terms: Terms) -> None:
+        """Raises Overloaded where so many tokens, about, would be refused by the engine; else counts them as sent."""
+        if (version := self._board.version) != self._version:
+            self._version, self._lines = version, self._board.lines()
+        key = (tag_of(terms.tenant), terms.priority)
+        line = self._lines.get(key)
+        room, done_at = line or self._lines.get((tag_of(""), terms.priority)) or (num_tokens, 0.0)
+        now = time.monotonic()
+        wait = max(0.0, done_at - now)
+        # A tenant that holds nothing may send one request of any size.
+        if line is not None and num_tokens > room:
+            raise Overloaded(
+                f"the queue is full: about {num_tokens} more {terms.priority.value} tokens would pass the limit "
+                "(max_queue_tokens); try again later",
+                retry_after_s=min(MOST_RETRY_S, max(LEAST_RETRY_S, wait / 2)),
+                reason="queue",
+            )
+        if terms.deadline is not None and wait > 0.0 and now + wait > terms.deadline:
+            raise Overloaded(
+                f"what waits already takes {wait:.3f} s, the deadline is in {terms.deadline - now:.3f} s; "
+                "send a later one, or try again later",
+                retry_after_s=min(MOST_RETRY_S, max(LEAST_RETRY_S, now + wait - terms.deadline)),
+                reason="deadline",
+            )
+        if line is not None:
+            self._lines[key] = (room - num_tokens, done_at)
