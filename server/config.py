@@ -42,8 +42,8 @@ class EngineConfig:
     none, those of the start included. ``quantize`` "int8" multiplies the backbone's weights as int8 codes.
 
     ``max_queue_tokens`` holds for each class of work; ``bulk_share`` is what bulk work gets of a device that
-    interactive work would fill. ``tenants`` are weights of those whose weight is not 1. ``coalesces``: texts that are the same as
-    one in flight are not computed again; ``cache_bytes`` are kept of rows that were computed.
+    interactive work would fill. ``tenants`` are weights of those whose weight is not 1. ``coalesces``: texts
+    that are the same as one in flight are not computed again; ``cache_bytes`` are kept of rows that were computed.
     """
 
     models: tuple[ModelConfig, ...] = (ModelConfig(),)
@@ -132,7 +132,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """What ``embedmux serve`` runs with."""
+    """What ``embedmux serve`` runs with.
+
+    ``frontends`` processes answer clients, on one port. An engine that computes one batch for ``stuck_after_s`` is
+    replaced. A connection is asked to go after ``max_connection_age_s``, so that clients find new servers of a fleet.
+    """
 
     engine: EngineConfig = EngineConfig()
     limits: Limits = Limits()
@@ -141,11 +145,35 @@ class ServeConfig:
     port_file: Path | None = None
     shared_memory_bytes: int = 256 << 20
     tokenizer_threads: int = TOKENIZER_THREADS
+    frontends: int = 1
+    stuck_after_s: float = 120.0
+    max_connection_age_s: float | None = None
 
     def __post_init__(self) -> None:
+        if not 1 <= self.frontends <= MAX_THREADS:
+            raise InvalidConfig(f"frontends is {self.frontends}; it must be 1 to {MAX_THREADS}")
+        if self.frontends > 1 and self.address.startswith("unix:"):
+            raise InvalidConfig(f"frontends is {self.frontends}; only a host:port can be shared, not {self.address!r}")
+        if self.stuck_after_s <= 0:
+            raise InvalidConfig(f"stuck_after_s is {self.stuck_after_s}; it must be above 0")
+        if self.max_connection_age_s is not None and self.max_connection_age_s <= 0:
+            raise InvalidConfig(f"max_connection_age_s is {self.max_connection_age_s}; it must be above 0")
         if not 0 <= self.drain_s < math.inf:
             raise InvalidConfig(f"drain_s is {self.drain_s}; it must be a number of seconds, 0 or more")
         if self.tokenizer_threads < 1:
             raise InvalidConfig(f"tokenizer_threads is {self.tokenizer_threads}; it must be at least 1")
         if self.address in ("unix:", "unix://"):
             raise InvalidConfig(f"address is {self.address!r}; name the socket's path after it")
+
+    def to_json(self) -> str:
+        """The form in which a front process beside the first gets it."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        values |= {"engine": self.engine.to_json(), "limits": asdict(self.limits)}
+        return json.dumps(values, default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ServeConfig":
+        """The inverse of to_json, but for paths that only the first process writes."""
+        values = json.loads(text)
+        values |= {"engine": EngineConfig.from_json(values["engine"]), "limits": Limits(**values["limits"])}
+        return cls(**values)

@@ -1,8 +1,8 @@
 """The engine process: torch and the device, no grpc. Reads frames, feeds the engine, answers frames.
 
 Started by the supervisor as ``python -m embedmux.server.bridge.child SOCKET MEMORY BOARD LISTENER CONFIG``: four file
-descriptors and JSON. The first front has the socket; others come through the listener and bring memory of their own. It ends when the first
-front says so (CLOSE) or its end of the socket closes, so it never outlives the server.
+descriptors and JSON. The first front has the socket; others come through the listener and bring memory of their own. It
+ends when the first front says so (CLOSE) or its end of the socket closes, so it never outlives the server.
 """
 
 import contextlib

@@ -37,7 +37,10 @@ def serve(
     max_texts: int = 2048,
     max_text_bytes: int = 1 << 20,
     max_message_bytes: int = 64 << 20,
+    frontends: int = 1,
     drain_s: float = 30.0,
+    max_connection_age_s: float | None = None,
+    stuck_after_s: float = 120.0,
     port_file: Path | None = None,
     allow_reference: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -106,8 +109,15 @@ def serve(
         UTF-8 bytes of one text.
     max_message_bytes
         Bytes of one request on the wire.
+    frontends
+        Processes that speak gRPC and read texts, on one port, before the one engine. More help where the engine waits
+        for them: on many cores or a GPU. Needs a host:port address.
     drain_s
         Seconds that accepted requests have to finish after SIGTERM.
+    max_connection_age_s
+        Ask a client to connect anew after so many seconds, so that it finds servers that were added; default: never.
+    stuck_after_s
+        Replace an engine process that computes one batch, or gives no sign of life, for so long.
     port_file
         Write the bound port into this file, for scripts that use port 0.
     allow_reference
@@ -135,7 +145,10 @@ def serve(
         limits=Limits(max_texts=max_texts, max_text_bytes=max_text_bytes, max_message_bytes=max_message_bytes),
         address=address,
         tokenizer_threads=tokenizer_threads,
+        frontends=frontends,
         drain_s=drain_s,
+        max_connection_age_s=max_connection_age_s,
+        stuck_after_s=stuck_after_s,
         port_file=port_file,
     )
 

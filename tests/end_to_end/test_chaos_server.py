@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 Serve = Callable[..., AbstractContextManager[Served]]
 HealthStatus = health_pb2.HealthCheckResponse
-SLOW = embed_request(*["the river by the castle of the king " * 20] * 400)  # seconds of work
+SLOW = embed_request(*(f"{at} " + "the river by the castle of the king " * 20 for at in range(400)))  # seconds of work
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 
@@ -96,7 +96,7 @@ def test_told_to_stop_it_answers_what_it_took_and_refuses_the_rest(serve: Serve)
         stubs, engine = served.stubs(), served.engine()
         assert engine is not None
         with served.client() as client:
-            short = client.embed(SLOW.texts[0].text)
+            alone = client.embed([SLOW.texts[at].text for at in (0, 199, 399)])
         waiting = threading.Event()
 
         def requests() -> Any:
@@ -117,7 +117,7 @@ def test_told_to_stop_it_answers_what_it_took_and_refuses_the_rest(serve: Serve)
         assert refused.value.code() is UNAVAILABLE
         found = decode(call.result(START_S), len(SLOW.texts))
         assert not found.errors
-        np.testing.assert_array_equal(found.vectors, np.repeat(short.vectors, len(found), axis=0))
+        np.testing.assert_array_equal(found.vectors[[0, 199, 399]], alone.vectors)
         assert served.process.wait(WAIT_S) == 0
         wait_for(lambda: is_gone(engine), "the engine ended")
 

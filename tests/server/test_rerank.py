@@ -46,11 +46,9 @@ ZERANK = replace(
     ),
 )
 COLBERT = replace(
-    PAIR,
-    score=None,
-    outputs=(Output.TOKENS,),
+    PAIR, score=None, outputs=(Output.TOKENS,),
     late=LateContract(6, query_marker=5, document_marker=6, query_tokens=12, mask_token=4, skipped=(1,)),
-)
+)  # fmt: skip
 DOCUMENTS = ("the moon pulls the sea", "seven quiet dragons", "a lazy dog")
 
 
