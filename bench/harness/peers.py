@@ -27,19 +27,20 @@ BUILD = Path(__file__).parents[2] / "build"
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """A folder below build/, its requirements in bench/peers, and the module of contenders that runs there.
+    """A folder below build/, its requirements in bench/peers, and the module of contenders that runs there, if any.
 
     ``alone`` names requirements that are installed without what they depend on.
     """
 
     folder: str
     requirements: str
-    module: str
+    module: str | None = None
     alone: str | None = None
 
 
 KERNELS = Environment("peers", "requirements.txt", "contenders")
 EMBEDDERS = Environment("peers-embedders", "embedders.txt", "embedders")
+INFINITY = Environment("peers-infinity", "infinity.txt")
 VLLM = Environment("peers-vllm", "vllm.txt", "vllm_embedder", alone="vllm-alone.txt")
 
 
@@ -114,6 +115,13 @@ class Peer:
 
 def open_peers(environment: Environment = KERNELS) -> Peers | None:
     """The worker, its environment made if need be; None, with the reason printed, where that fails."""
+    assert environment.module is not None
+    python = python_of(environment)
+    return Peers(python, environment.module) if python is not None else None
+
+
+def python_of(environment: Environment) -> Path | None:
+    """The environment's interpreter, made if need be; None, with the reason printed, where that fails."""
     folder = BUILD / environment.folder
     python, stamp = folder / "bin" / "python", folder / "requirements.txt"
     files = [HERE / name for name in (environment.requirements, environment.alone) if name is not None]
@@ -129,7 +137,7 @@ def open_peers(environment: Environment = KERNELS) -> Peers | None:
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"no peers to compare with: {error}", file=sys.stderr)
         return None
-    return Peers(python, environment.module)
+    return python
 
 
 def speed_over_peer(
