@@ -23,6 +23,7 @@ HANDLERS = {
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
 NO_LIMIT = 1 << 62
+MOST_PENDING = 1 << 20
 
 
 class Service(Protocol):
@@ -60,6 +61,10 @@ class TransportOptions:
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", round(self.min_client_ping_s * 1000)),
             ("grpc.so_reuseport", int(self.reuse_port)),
+            # gRPC's core cancels what waits for this process beyond 1000 calls, at random and without a word to us or a
+            # time to retry; max_calls refuses in their place.
+            ("grpc.server.max_pending_requests", MOST_PENDING),
+            ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
         ]
         if self.max_connection_age_s is not None:
             arguments.append(("grpc.max_connection_age_ms", round(self.max_connection_age_s * 1000)))
