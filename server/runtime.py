@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from embedmux.kernels import ops
+from embedmux.server.batching.cost import CostModel
 from embedmux.server.batching.engine import Board, Engine
 from embedmux.server.batching.repeats import Repeats
 from embedmux.server.batching.scheduler import Scheduler
@@ -16,8 +18,10 @@ from embedmux.server.config import EngineConfig
 from embedmux.server.errors import EngineFailure, ModelRejected
 from embedmux.server.facts import AdapterInfo
 from embedmux.server.loaded import LoadedModel
-from embedmux.server.records import Sequence
+from embedmux.server.records import ANY_TERMS, BASE_MODEL, Encoding, EngineJob, OutputSpec, Sequence
 
+FIRST_BATCHES, FIRST_LENGTH = (1, 8, 32), 16
+LONGEST_TRIAL_S = 0.1
 BUILDS = {"cpu": "build the extension (make install)", "cuda": "install Triton (pip install 'embedmux[cuda]')"}
 
 
@@ -31,16 +35,19 @@ class Runtime:
         self.config = config
         self.models = [LoadedModel(model, config) for model in config.models]
         ops.keep_freed_memory()
+        scheduler = Scheduler(
+            max_batch_tokens=config.max_batch_tokens,
+            max_batch_texts=config.max_batch_texts,
+            max_queue_tokens=config.max_queue_tokens,
+            bulk_share=config.bulk_share,
+            weights=config.tenants,
+        )
+        for place, model in enumerate(self.models):
+            try_costs(scheduler.costs[place], model)
         self.engine = Engine(
             self._compute,
             self,
-            Scheduler(
-                max_batch_tokens=config.max_batch_tokens,
-                max_batch_texts=config.max_batch_texts,
-                max_queue_tokens=config.max_queue_tokens,
-                bulk_share=config.bulk_share,
-                weights=config.tenants,
-            ),
+            scheduler,
             repeats=Repeats(is_coalescing=config.coalesces, cache_bytes=config.cache_bytes),
             board=board,
         )
@@ -105,6 +112,28 @@ class Runtime:
     def _compute(self, sequences: list[Sequence]) -> list[np.ndarray | EngineFailure]:
         """Sequences of one model in batch order -> one row of bytes, or its own error, each."""
         return self.models[sequences[0].job.model].compute(sequences)
+
+
+def try_costs(costs: CostModel, model: LoadedModel) -> None:
+    """Runs some batches, small ones first, so that the first request with a deadline is not judged by a guess."""
+    contract, began = model.contract, time.monotonic()
+    token_dimensions = contract.late.dimensions if contract.late is not None else 0
+    for num_texts in FIRST_BATCHES:
+        offsets = np.arange(num_texts + 1, dtype=np.int32) * FIRST_LENGTH
+        none = np.zeros(num_texts, dtype=np.int32)
+        output = OutputSpec(contract.dimensions, Encoding.FLOAT32, contract.outputs[:1], token_dimensions)
+        job = EngineJob(
+            id=0, token_ids=np.zeros(num_texts * FIRST_LENGTH, dtype=np.int32), offsets=offsets,
+            adapters=none + BASE_MODEL, output=output, terms=ANY_TERMS, out=memoryview(b""), shared=none, second=none,
+        )  # fmt: skip
+        texts = [Sequence(job, index, FIRST_LENGTH, BASE_MODEL, began) for index in range(num_texts)]
+        model.compute(texts)  # the first one also fills caches
+        started = time.monotonic()
+        model.compute(texts)
+        now = time.monotonic()
+        costs.observe(num_texts * FIRST_LENGTH, num_texts * FIRST_LENGTH**2, now - started)
+        if now - began > LONGEST_TRIAL_S:
+            return
 
 
 def _check_kernels(config: EngineConfig) -> None:

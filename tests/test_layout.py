@@ -32,15 +32,16 @@ ONLY_IN = {
 }
 NEVER_TORCH = (
     "server/rpc/", "server/text/", "server/checkpoint/", "client/", "server/cli/serve.py",
-    "server/batching/scheduler.py", "server/app.py", "server/front.py", "server/encode.py", "server/rerank.py", "server/several.py",
-    "server/scorers/", "server/catalog.py", "server/bridge/supervisor.py", "server/bridge/link.py",
+    "server/batching/scheduler.py", "server/app.py", "server/front.py", "server/encode.py", "server/rerank.py",
+    "server/several.py", "server/scorers/", "server/catalog.py", "server/bridge/supervisor.py", "server/bridge/link.py",
     "server/bridge/linked.py", "server/bridge/board.py", "server/beside.py", "server/batching/lines.py",
 )  # fmt: skip
 # Lower rank may import higher rank only; rooms of one rank do not import each other.
 RANKS = {
     "cli": 0, "app": 1, "beside": 2, "front": 3, "rpc": 4, "desk": 4, "encode": 5, "rerank": 5, "several": 5,
     "scorers": 6, "catalog": 6, "instructions": 6, "runtime": 6, "loaded": 6, "bridge": 6, "check": 6, "metrics": 6,
-    "admission": 7,    "rows": 7, "text": 7, "adapters": 7, "batching": 7, "outputs": 7, "heads": 8, "backbones": 9, "checkpoint": 10,
+    "admission": 7, "rows": 7, "text": 7, "adapters": 7, "batching": 7, "outputs": 7, "heads": 8, "backbones": 9,
+    "checkpoint": 10,
 }  # fmt: skip
 EVERYONE = {
     "errors", "config", "records", "packed", "requests", "contract", "facts", "tasks", "spaces", "models", "free_list",
