@@ -80,9 +80,9 @@ def test_a_goodbye_spares_the_calls_that_the_server_took() -> None:
     assert run_against(script, [b"first", b"second"]).status == [frames.OK, frames.UNAVAILABLE]
 
 
-def test_a_broken_connection_makes_calls_unavailable() -> None:
+def test_a_broken_connection_loses_its_calls() -> None:
     record = run_against(lambda peer: peer.shutdown(socket.SHUT_RDWR), [b"first", b"second"])
-    assert record.status == [frames.UNAVAILABLE] * 2
+    assert record.status == [frames.LOST] * 2
 
 
 def test_a_call_that_nobody_ends_stays_unanswered(monkeypatch: pytest.MonkeyPatch) -> None:

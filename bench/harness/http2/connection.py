@@ -230,7 +230,7 @@ class Connection:
         self._unsent = memoryview(b"")
         self._out.clear()
         for stream in list(self.calls):
-            self._end(stream, frames.UNAVAILABLE, now)
+            self._end(stream, frames.LOST, now)
         self._socket.close()
 
 

@@ -19,6 +19,7 @@ SETTING = struct.Struct(">HI")
 WORD = struct.Struct(">I")
 
 OK, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE = 0, 1, 2, 4, 8, 13, 14
+LOST = 100  # no gRPC status: the connection ended under a call that the server had taken
 # gRPC's table of reset codes to statuses; a reset that it does not name is INTERNAL.
 STATUS_OF_RESET = {REFUSED_STREAM: UNAVAILABLE, CANCEL: CANCELLED, 11: RESOURCE_EXHAUSTED, 12: 7}
 

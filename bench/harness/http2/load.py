@@ -34,9 +34,9 @@ class Outcome:
     """One run, an entry for each call in the order of the bodies.
 
     ``scheduled``, ``sent`` and ``received`` are seconds on time.monotonic's clock, float64 [n], NaN: never. ``status``
-    int64 [n] holds gRPC's numbers, and -1 where no answer came. ``message_bytes`` int64 [n] counts the reply's message
-    without its prefix. ``pushback_ms`` float64 [n] is NaN where the server sent none. ``cpu_seconds`` is what the
-    generator used between ``started`` and ``ended``.
+    int64 [n] holds gRPC's numbers, -1 where no answer came, LOST where the connection ended under the call.
+    ``message_bytes`` int64 [n] counts the reply's message without its prefix. ``pushback_ms`` float64 [n] is NaN where
+    the server sent none. ``cpu_seconds`` is what the generator used between ``started`` and ``ended``.
     """
 
     scheduled: np.ndarray

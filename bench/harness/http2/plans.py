@@ -13,7 +13,8 @@ class Closed:
     """``in_flight`` calls at any time, until ``seconds`` are over or every body has been sent.
 
     Answers are read once in ``gather_s`` so that several share a wake-up, which is most of what a call costs. Latencies
-    grow by as much: 0.001 or 0.002 with many calls in flight, for the sake of rates, 0 otherwise.
+    grow by as much: 0.001 or 0.002 with many calls in flight, for the sake of rates, 0 otherwise. Calls are ended here
+    ``late_s`` after the ``timeout_s`` that the server is told, so that answers which are late are seen.
     """
 
     bodies: Sequence[bytes]
@@ -22,6 +23,7 @@ class Closed:
     timeout_s: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     gather_s: float = 0.0
+    late_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Open:
     metadata: Mapping[str, str] = field(default_factory=dict)
     max_in_flight: int = 1 << 30
     gather_s: float = 0.0
+    late_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

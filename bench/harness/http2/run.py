@@ -20,7 +20,7 @@ class Run:
     def __init__(self, target: Target, plan: Closed | Open) -> None:
         self.record = Record.empty(len(plan.bodies))
         self._plan = plan
-        self._timeout_s = math.inf if plan.timeout_s is None else plan.timeout_s
+        self._timeout_s = math.inf if plan.timeout_s is None else plan.timeout_s + plan.late_s
         self._drain_s = DRAIN_S + (plan.timeout_s or 0.0)
         self._max_in_flight = plan.max_in_flight if isinstance(plan, Open) else plan.in_flight
         block = request_block(target.authority, target.path, plan.metadata, plan.timeout_s)

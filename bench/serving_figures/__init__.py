@@ -1,0 +1,1 @@
+"""What the serving benchmark measures, a module for each group of figures."""
