@@ -1,7 +1,7 @@
 """The server as a fleet sees it: speed behind gRPC, tails, overload, fairness, drain, recovery, hours.
 
-The load generator runs on the same cores; its share is printed with the figures. Cache and coalescing are off, all texts
-are distinct, MiniLM in bfloat16, tasks mixed. ``PARTS=rates,tail`` measures some of the parts only.
+The load generator runs on the same cores; its share is printed with the figures. Cache and coalescing are off, all
+texts are distinct, MiniLM in bfloat16, tasks mixed. ``PARTS=rates,tail`` measures some of the parts only.
 """
 
 from __future__ import annotations

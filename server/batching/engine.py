@@ -162,6 +162,9 @@ class Engine:
         """Computes a batch, and learns from it what batches cost."""
         batch, model = plan.batch, plan.batch[0].job.model
         lengths = [sequence.num_tokens for sequence in batch]
+        for sequence in batch:
+            if not sequence.job.began:
+                sequence.job.began = began
         if not self._run_batch(order(batch)):
             return
         seconds = time.monotonic() - began

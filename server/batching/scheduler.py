@@ -1,7 +1,7 @@
 """Which texts form the next batch, and which requests are refused. Pure: time is an argument, nothing here waits.
 
 The order: classes by their share, tenants of a class by weighted fair queueing of tokens, texts of a tenant by the
-earlier of their deadline and ``patience_s`` after their arrival. Later texts of a large request give way to small ones
+earlier of their deadline and ``patience_s`` after their arrival. What a request has beyond a batch gives way to others
 for a while. A batch is of one class and one model, and is filled up to a budget of seconds by the cost model; a text
 that does not fit is passed over for shorter ones behind it, but keeps its place.
 
@@ -23,7 +23,7 @@ from embedmux.server.records import EngineJob, Priority, Sequence
 
 LOOK_AHEAD = 64  # texts passed over while filling one batch
 QUANTUM_TOKENS = 256  # a tenant is served so many before the next one's turn
-GIVES_WAY = 4.0  # a text waits so many seconds longer for each second of its own request that stands before it
+GIVES_WAY = 4.0  # a text waits so many seconds longer for each second, beyond a batch, of its own request before it
 GIVES_WAY_MOST_S = 4.0
 OVERHEAD = 0.05  # what a batch may lose to its fixed cost: larger ones gain nothing and are answered later
 LEAST_BUDGET_TOKENS = 512
@@ -175,8 +175,9 @@ class Scheduler:
     def _set_due(self, sequences: list[Sequence], seconds: float, share: Share, line: Line | None, now: float) -> float:
         """Gives every text its due time; returns when the last one should be done."""
         terms, before = sequences[0].job.terms, 0.0
+        batch = self._budget_s(sequences[0].job.model)
         for sequence in sequences:
-            due = now + self.patience_s + min(GIVES_WAY * before, GIVES_WAY_MOST_S)
+            due = now + self.patience_s + min(GIVES_WAY * max(0.0, before - batch), GIVES_WAY_MOST_S)
             sequence.due = due if terms.deadline is None else min(due, terms.deadline - seconds + before)
             before += sequence.cost
         latest = max(sequences[0].due, sequences[-1].due)
