@@ -1,9 +1,10 @@
 // embedmux::lora_matmul and embedmux::pack_weight on the CPU: the choice of the base product, the call.
 //
-// A bfloat16 weight on a processor with AMX goes through the fused tile kernel (gemm_amx.cpp). Every other case is a
-// product in float32 and one pass over its result (lora_epilogue.cpp), which rounds once. 16-bit weights are widened on
-// the way (gemm_widening.cpp); float32 is oneDNN's packed linear, whose row bits do not depend on the number of rows.
-// oneDNN's own bfloat16 product on AMX changes a row's bits with the number of rows.
+// A bfloat16 weight goes through the fused tile kernel on a processor with AMX (gemm_amx.cpp), through that for pairs
+// on one with AVX512_BF16 alone (gemm_bf16_dot.cpp). Every other case is a product in float32 and one pass over its
+// result (lora_epilogue.cpp), which rounds once. 16-bit weights are widened on the way (gemm_widening.cpp); float32 is
+// oneDNN's packed linear, whose row bits do not depend on the number of rows. oneDNN's own bfloat16 product on AMX
+// changes a row's bits with the number of rows.
 //
 // Rows of a slot with a merged weight are a product of their own: the same code, another weight.
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -11,6 +12,7 @@
 #include <limits>
 
 #include "gemm_amx.h"
+#include "gemm_bf16_dot.h"
 #include "gemm_int8.h"
 #include "gemm_widening.h"
 #include "lora_arguments.h"
@@ -49,7 +51,9 @@ at::Tensor pack_weight(const at::Tensor& weight) {
   TORCH_CHECK(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf,
               "weight must be float32, bfloat16 or float16, got ", type);
   at::AutoDispatchBelowADInplaceOrView no_autograd;
-  return type == at::kBFloat16 && isa() == Isa::amx ? pack_weight_bf16_amx(weight) : pack_unfused(weight);
+  if (type == at::kBFloat16 && isa() == Isa::amx) return pack_weight_bf16_amx(weight);
+  if (type == at::kBFloat16 && isa() == Isa::avx512_bf16) return pack_weight_bf16_dot(weight);
+  return pack_unfused(weight);
 }
 
 // x Wᵀ + bias, all float32.
@@ -83,7 +87,7 @@ struct Run {
   std::vector<LoraSegment> segments;  // rows count from first_row
 };
 
-// The fused kernel scales and shifts each row as its segment wants, so there only a weight sets a slot apart. oneDNN
+// A fused kernel scales and shifts each row as its segment wants, so there only a weight sets a slot apart. oneDNN
 // adds the bias itself, which must not be in the sums that a slot scales or gives another bias.
 std::vector<Run> cut_runs(const LoraCall& call, const LoraSlots& slots, const at::Tensor& segment_offsets,
                           const at::Tensor& segment_slots, bool is_fused) {
@@ -151,17 +155,20 @@ at::Tensor lora_matmul(const at::Tensor& x, const at::Tensor& weight, const std:
 
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   at::Tensor layout = packed.has_value() ? *packed : pack_weight(weight);
-  const bool is_amx_layout = layout.dim() == 5;  // checked below
-  const bool is_int8 = layout.scalar_type() == at::kChar;
-  bool is_fused = x.scalar_type() == at::kBFloat16 && (isa() == Isa::amx || is_amx_layout);
+  const bool is_int8 = layout.scalar_type() == at::kChar, is_bfloat16 = x.scalar_type() == at::kBFloat16;
+  const bool is_amx = is_bfloat16 && (isa() == Isa::amx || layout.dim() == 5);  // the layout is checked below
+  const bool is_dot = is_bfloat16 && !is_amx && !is_int8 && (isa() == Isa::avx512_bf16 || layout.dim() == 4);
+  bool is_fused = is_amx || is_dot;
   if (is_int8) {
     check_weight_int8(layout, call);
     is_fused = is_fused && can_multiply_amx(call) && !slots.has_columns;
-  } else if (is_fused) {
+  } else if (is_amx) {
     check_weight_bf16_amx(layout, call);
     // Halves of odd width, which no known model has, take the other product and pack the weight for it each time.
     is_fused = can_multiply_amx(call);
     if (!is_fused) layout = pack_unfused(weight);
+  } else if (is_dot) {
+    check_weight_bf16_dot(layout, call);
   } else if (x.scalar_type() == at::kFloat) {
     TORCH_CHECK(layout.dim() == 2 && layout.size(0) == call.columns && layout.size(1) == call.inner &&
                     layout.scalar_type() == at::kFloat,
@@ -192,7 +199,9 @@ at::Tensor lora_matmul(const at::Tensor& x, const at::Tensor& weight, const std:
       const at::Tensor merged = merged_weight(call, run.segments[0].slices, weight, arena);
       weight_layout = is_int8 ? pack_weight_int8(merged) : is_fused ? pack_weight(merged) : pack_unfused(merged);
     }
-    if (is_fused) {
+    if (is_dot) {
+      lora_matmul_bf16_dot(call, part, weight_layout, target);
+    } else if (is_fused) {
       lora_matmul_amx(call, part, weight_layout, target);
     } else if (const at::Tensor result = multiply_unfused(call, part, weight_layout, bias, target); !y.defined()) {
       return result;

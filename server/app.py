@@ -1,15 +1,23 @@
 """The only builder: configuration -> objects -> serve -> drain. Never imports torch."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import signal
 import time
+from typing import TYPE_CHECKING
 
 from embedmux.server.beside import Beside, refuse_taken
 from embedmux.server.bridge.supervisor import Supervisor
 from embedmux.server.config import ServeConfig
 from embedmux.server.facts import ServerState
-from embedmux.server.front import Front
+from embedmux.server.front import VERSION, Front
+from embedmux.server.metrics.counters import merged
+from embedmux.server.metrics.ports import Sources
+
+if TYPE_CHECKING:
+    from embedmux.server.metrics.http import MetricsServer
 
 logger = logging.getLogger(__name__)
 ENGINE_DRAIN_S = 5.0  # for the engine to end once every call has been answered
@@ -38,6 +46,7 @@ class App:
         server = self.front.listen(self.config.address)
         address = f"{self.config.address.rpartition(':')[0]}:{server.ports[0]}"
         beside = Beside(self.config, address, self.supervisor.socket_path, self.supervisor.board_file)
+        metrics = self._serve_metrics(beside)
         stop = _stop_on_signals()
         await server.start()
         beside.start()
@@ -57,7 +66,28 @@ class App:
             await asyncio.gather(server.stop(self.config.drain_s), beside.stop(self.config.drain_s))
             await self.supervisor.close(ENGINE_DRAIN_S)
             self.front.close()
+            if metrics is not None:  # they tell of the drain too
+                await asyncio.to_thread(metrics.close)
             logger.info("stopped")
+
+    def _serve_metrics(self, beside: Beside) -> MetricsServer | None:
+        """Metrics of all fronts and of the engine, where they are asked for."""
+        if self.config.metrics_address is None:
+            return None
+        from embedmux.server.metrics.http import MetricsServer  # noqa: PLC0415 - only who asks for metrics loads them
+
+        sources = Sources(
+            version=VERSION,
+            state=lambda: self.front.lifecycle.state,
+            num_restarts=lambda: self.supervisor.num_restarts,
+            counters=lambda: merged([self.front.counted(), *list(beside.reports.values())]),
+            snapshot=lambda: self.supervisor.snapshot,
+        )
+        server = MetricsServer(self.config.metrics_address, sources)
+        if self.config.metrics_port_file is not None:
+            self.config.metrics_port_file.write_text(f"{server.port}\n", encoding="utf-8")
+        logger.info("metrics on %s (port %d)", self.config.metrics_address, server.port)
+        return server
 
     def _engine_changed(self, is_serving: bool) -> None:
         self.front.lifecycle.set(ServerState.SERVING if is_serving else ServerState.RESTARTING)

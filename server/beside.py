@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from embedmux.server import logs
 from embedmux.server.bridge.board import BOARD_BYTES, Board
 from embedmux.server.bridge.linked import Linked, memory_file
 from embedmux.server.config import ServeConfig
@@ -164,7 +165,7 @@ def main() -> None:
     """One front process."""
     address, engine_socket, board_file, control = sys.argv[1:5]
     config = ServeConfig.from_json(sys.argv[5])
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s front %(process)d %(levelname)s %(message)s")
+    logs.configure("front", config.engine.log_format, shows_pid=True)
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal sends these to the whole group; the first front decides
         signal.signal(number, signal.SIG_IGN)
     board = Board(mmap.mmap(int(board_file), BOARD_BYTES))

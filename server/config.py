@@ -13,7 +13,12 @@ DTYPES = ("float32", "bfloat16")
 DEVICES = ("cpu", "cuda")
 PLACEMENTS = ("low-rank", "merged")
 QUANTIZE = ("none", "int8")
+LOG_FORMATS = ("text", "json")
+LOG_CALLS = ("none", "failed", "all")
+ORCA = ("never", "asked", "always")
 MAX_THREADS = 1024
+MAX_PORT = 65_535
+LOOPBACK = "127.0.0.1"
 TOKENIZER_THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -65,6 +70,7 @@ class EngineConfig:
     max_adapter_rank: int = 256
     max_prefix_tokens: int = 4096
     allow_reference: bool = False
+    log_format: str = "text"  # of every process of the server
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -73,6 +79,8 @@ class EngineConfig:
             raise InvalidConfig(f"device is {self.device!r}; it must be one of {', '.join(DEVICES)}")
         if self.placement not in PLACEMENTS:
             raise InvalidConfig(f"placement is {self.placement!r}; it must be one of {', '.join(PLACEMENTS)}")
+        if self.log_format not in LOG_FORMATS:
+            raise InvalidConfig(f"log_format is {self.log_format!r}; it must be one of {', '.join(LOG_FORMATS)}")
         if self.quantize not in QUANTIZE:
             raise InvalidConfig(f"quantize is {self.quantize!r}; it must be one of {', '.join(QUANTIZE)}")
         for name, value in (("placement", "merged"), ("quantize", "int8")):
@@ -136,6 +144,9 @@ class ServeConfig:
 
     ``frontends`` processes answer clients, on one port. An engine that computes one batch for ``stuck_after_s`` is
     replaced. A connection is asked to go after ``max_connection_age_s``, so that clients find new servers of a fleet.
+    ``metrics_address`` None serves no metrics. ``log_calls`` and ``orca`` say which calls get a line in the log and a
+    load report. ``traces`` is the HOST:PORT of a collector, None for no traces; ``trace_ratio`` of the calls without a
+    parent are sampled.
     """
 
     engine: EngineConfig = EngineConfig()
@@ -143,6 +154,12 @@ class ServeConfig:
     address: str = "127.0.0.1:50051"
     drain_s: float = 30.0
     port_file: Path | None = None
+    metrics_address: str | None = None
+    metrics_port_file: Path | None = None
+    log_calls: str = "failed"
+    orca: str = "asked"
+    traces: str | None = None
+    trace_ratio: float = 0.01
     shared_memory_bytes: int = 256 << 20
     tokenizer_threads: int = TOKENIZER_THREADS
     frontends: int = 1
@@ -164,6 +181,18 @@ class ServeConfig:
             raise InvalidConfig(f"tokenizer_threads is {self.tokenizer_threads}; it must be at least 1")
         if self.address in ("unix:", "unix://"):
             raise InvalidConfig(f"address is {self.address!r}; name the socket's path after it")
+        if self.log_calls not in LOG_CALLS:
+            raise InvalidConfig(f"log_calls is {self.log_calls!r}; it must be one of {', '.join(LOG_CALLS)}")
+        if self.orca not in ORCA:
+            raise InvalidConfig(f"orca is {self.orca!r}; it must be one of {', '.join(ORCA)}")
+        if not 0 <= self.trace_ratio <= 1:
+            raise InvalidConfig(f"trace_ratio is {self.trace_ratio}; it must be 0 to 1")
+        if self.traces is not None:
+            host_and_port(self.traces, "traces")
+        if self.metrics_address is not None:
+            host_and_port(self.metrics_address, "metrics_address")
+        elif self.metrics_port_file is not None:
+            raise InvalidConfig(f"metrics_port_file is {str(self.metrics_port_file)!r}; it needs a metrics_address")
 
     def to_json(self) -> str:
         """The form in which a front process beside the first gets it."""
@@ -177,3 +206,11 @@ class ServeConfig:
         values = json.loads(text)
         values |= {"engine": EngineConfig.from_json(values["engine"]), "limits": Limits(**values["limits"])}
         return cls(**values)
+
+
+def host_and_port(address: str, name: str) -> tuple[str, int]:
+    """The parts of HOST:PORT; no host is this machine alone. Raises InvalidConfig, which calls the address ``name``."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > MAX_PORT:
+        raise InvalidConfig(f"{name} is {address!r}; it takes HOST:PORT with a port of 0 to {MAX_PORT}")
+    return host.removeprefix("[").removesuffix("]") or LOOPBACK, int(port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from embedmux.server.contract import Contract
 from embedmux.server.encode import Encoder
 from embedmux.server.errors import InvalidRequest, NotFound
 from embedmux.server.facts import AdapterInfo, ServedModel
+from embedmux.server.metrics.ports import TextObserver, UnobservedTexts
 from embedmux.server.models import find_model
 from embedmux.server.rerank import Reranker
 from embedmux.server.several import Models
@@ -34,13 +36,13 @@ class Served:
         """Whether it scores and makes no vectors."""
         return self.contract.score is not None
 
-    def encoder(self, limits: Limits) -> Encoder:
+    def encoder(self, limits: Limits, observer: TextObserver | None = None) -> Encoder:
         """The conductor of its Embed requests."""
-        return Encoder(self.catalog, self.tokenizer, self.port, limits)
+        return Encoder(self.catalog, self.tokenizer, self.port, limits, observer)
 
-    def reranker(self, limits: Limits) -> Reranker:
+    def reranker(self, limits: Limits, observer: TextObserver | None = None) -> Reranker:
         """The conductor of its Rerank requests."""
-        return Reranker(self.contract, self.tokenizer, self.port, limits)
+        return Reranker(self.contract, self.tokenizer, self.port, limits, observer)
 
 
 def open_models(config: ServeConfig, engines: Engines) -> list[Served]:
@@ -54,14 +56,19 @@ def open_models(config: ServeConfig, engines: Engines) -> list[Served]:
     return found
 
 
-def conduct(served: list[Served], limits: Limits) -> Models:
-    """Who answers what; rerankers proper stand before embedders with token vectors."""
+def conduct(
+    served: list[Served], limits: Limits, observer_of: Callable[[str], TextObserver] = lambda _: UnobservedTexts()
+) -> Models:
+    """Who answers what; rerankers proper stand before embedders with token vectors.
+
+    ``observer_of`` is asked for each model's observer by its name.
+    """
     rerankers = [model for model in served if model.is_reranker]
     embedders = [model for model in served if not model.is_reranker]
     late = [model for model in embedders if model.contract.late is not None]
     return Models(
-        {model.name: model.encoder(limits) for model in embedders},
-        {model.name: model.reranker(limits) for model in rerankers + late},
+        {model.name: model.encoder(limits, observer_of(model.name)) for model in embedders},
+        {model.name: model.reranker(limits, observer_of(model.name)) for model in rerankers + late},
     )
 
 

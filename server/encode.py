@@ -4,13 +4,15 @@ A text that cannot be served gets an error of its own and costs its neighbours n
 whole request is raised.
 """
 
+import time
 from dataclasses import dataclass, field, replace
 
 from embedmux.server.admission import Admission, raise_if_whole
 from embedmux.server.bridge.port import EnginePort
 from embedmux.server.catalog import Catalog
 from embedmux.server.config import Limits
-from embedmux.server.errors import EmbedmuxError, InvalidRequest, NotFound
+from embedmux.server.errors import EmbedmuxError, InvalidRequest, NotFound, Overloaded
+from embedmux.server.metrics.ports import TextObserver, UnobservedTexts
 from embedmux.server.records import Output, OutputSpec, Route, Space, Tokens
 from embedmux.server.requests import EmbedJob, EmbedResult, TokenizedText
 from embedmux.server.rows import Row, take_apart
@@ -29,21 +31,40 @@ class Reading:
     frames: dict[int, Frame] = field(default_factory=dict)
     tokens: dict[int, Tokens] = field(default_factory=dict)
     errors: dict[int, EmbedmuxError] = field(default_factory=dict)
+    seconds: float = 0.0  # it took
 
 
 class Encoder:
     """Conducts requests to one model through catalogue, tokenizer and engine."""
 
-    def __init__(self, catalog: Catalog, tokenizer: Tokenizer, engine: EnginePort, limits: Limits) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        tokenizer: Tokenizer,
+        engine: EnginePort,
+        limits: Limits,
+        observer: TextObserver | None = None,
+    ) -> None:
         self._catalog = catalog
         self._tokenizer = tokenizer
         self._engine = engine
         self._admission = Admission(limits)
+        self._observer = observer or UnobservedTexts()
         late = catalog.contract.late
         self._late = LateReader(late) if late is not None else None
 
     async def embed(self, job: EmbedJob) -> EmbedResult:
         """One row of bytes per text; raises only what concerns the whole request."""
+        try:
+            result, reading = await self._embed(job)
+        except Overloaded as refusal:
+            self._observer.refused(job.terms, refusal.reason)
+            raise
+        adapters = [_adapter(reading.routes.get(i)) for i in range(len(job.texts))]
+        self._observer.answered(job.terms, result, adapters=adapters, reading_s=reading.seconds)
+        return result
+
+    async def _embed(self, job: EmbedJob) -> tuple[EmbedResult, Reading]:
         self._check(job)
         output = self._catalog.output(job)
         self._engine.expect(sum(map(len, job.texts)), job.terms)
@@ -67,9 +88,11 @@ class Encoder:
             errors=errors,
             rendered=[_rendered(reading.frames.get(i)) for i in range(num_texts)] if job.echoes else [],
         )
-        if output.outputs == (Output.DENSE,):
-            return replace(result, vectors=_place(rows, served, errors, num_texts, output)) if errors else result
-        return self._with_parts(result, rows, reading, output)
+        if output.outputs != (Output.DENSE,):
+            result = self._with_parts(result, rows, reading, output)
+        elif errors:
+            result = replace(result, vectors=_place(rows, served, errors, num_texts, output))
+        return result, reading
 
     async def tokenize(self, job: EmbedJob) -> list[TokenizedText | EmbedmuxError]:
         """What the model would read of each text, prompt and special tokens included."""
@@ -84,7 +107,7 @@ class Encoder:
 
     async def _read(self, job: EmbedJob, output: OutputSpec) -> Reading:
         """Routes, frames and tokens by text, and the errors of the texts that have none."""
-        reading = Reading()
+        reading, began = Reading(), time.monotonic()
         for index, (text, instruction) in enumerate(zip(job.texts, job.instructions, strict=True)):
             try:
                 self._admission.check_text(text, instruction.prompt or instruction.instruction or "")
@@ -104,6 +127,9 @@ class Encoder:
                 reading.tokens[index] = self._late.expand(result, reading.routes[index].role)
             else:
                 reading.tokens[index] = result
+        reading.seconds = time.monotonic() - began
+        if job.terms.notes is not None:
+            job.terms.notes.span("tokenize", began, began + reading.seconds)
         return reading
 
     def _frame(self, text: str, route: Route, output: OutputSpec) -> Frame:
@@ -168,6 +194,10 @@ def _place(
 
 def _space(route: Route | None) -> Space | None:
     return route.space if route else None
+
+
+def _adapter(route: Route | None) -> str:
+    return route.adapter_id if route else ""
 
 
 def _rendered(frame: Frame | None) -> str:

@@ -26,6 +26,20 @@ class AdapterInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """How much the engine has to do.
+
+    ``busy``: the share of the last second in which it computed. ``queue_seconds``: until what waits, or is being
+    computed, should be done. ``num_adapters``: in service, of all models.
+    """
+
+    busy: float = 0.0
+    queue_seconds: float = 0.0
+    queued_tokens: int = 0
+    num_adapters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What the front knows of a model; plain values only, since it crosses the process border as JSON.
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embedmux.server.bridge.linked import Linked
+from embedmux.server.bridge.load import load_of
 from embedmux.server.config import ServeConfig
 from embedmux.server.desk import Desk, conduct, open_models
 from embedmux.server.facts import ServedModel, ServerInfo, ServerLimits, ServerState
+from embedmux.server.metrics.counters import FrontCounters
+from embedmux.server.rpc.access import AccessLog
 from embedmux.server.rpc.adapters import Adapters
+from embedmux.server.rpc.calls import Watcher
 from embedmux.server.rpc.embedder import Embedder
 from embedmux.server.rpc.info import Info
 from embedmux.server.rpc.lifecycle import Lifecycle
+from embedmux.server.rpc.orca import LoadReports
 from embedmux.server.rpc.reranker import Reranker
 from embedmux.server.rpc.server import RpcServer, Service, TransportOptions, build_server
+
+if TYPE_CHECKING:
+    from embedmux.server.rpc.traces import Traces
 
 VERSION = importlib.metadata.version("embedmux")
 
@@ -25,13 +33,16 @@ class Front:
     def __init__(self, config: ServeConfig, engines: Linked) -> None:
         self.config = config
         self.lifecycle = Lifecycle()
+        self.counters = FrontCounters()
         self.served = open_models(config, engines)
         self.desk = Desk(self.served)
+        self._engines = engines
+        self._traces: Traces | None = None
 
     def listen(self, address: str) -> RpcServer:
         """A server of all services, bound and not yet started; call it where the event loop runs. Raises OSError."""
         limits = self.config.limits
-        models = conduct(self.served, limits)
+        models = conduct(self.served, limits, self.counters.of_model)
         services: list[Service] = [
             Embedder(
                 models,
@@ -49,7 +60,28 @@ class Front:
             max_connection_age_s=self.config.max_connection_age_s,
             reuse_port=self.config.frontends > 1,
         )
-        return build_server(services, self.lifecycle, options=options)
+        reports = self._load_reports()
+        watchers = [*self._watchers(), *([reports] if reports is not None else [])]
+        return build_server(
+            services, self.lifecycle, options=options, observer=self.counters, watchers=watchers, reports=reports
+        )
+
+    def _load_reports(self) -> LoadReports | None:
+        if self.config.orca == "never":
+            return None
+        return LoadReports(lambda: load_of(self._engines), sends_always=self.config.orca == "always")
+
+    def _watchers(self) -> list[Watcher]:
+        """Who looks at every call that has ended."""
+        found: list[Watcher] = []
+        if self.config.log_calls != "none":
+            found.append(AccessLog(logs_all=self.config.log_calls == "all"))
+        if self.config.traces is not None:
+            from embedmux.server.rpc import traces  # noqa: PLC0415 - only who asks for traces loads OpenTelemetry
+
+            self._traces = traces.exporting(self.config.traces, version=VERSION, ratio=self.config.trace_ratio)
+            found.append(self._traces)
+        return found
 
     def describe(self) -> ServerInfo:
         """What Server.Info answers; no models while the engine is not ready."""
@@ -72,9 +104,11 @@ class Front:
 
     def counted(self) -> dict[str, Any]:
         """What this process counted, for metrics."""
-        return {}
+        return self.counters.as_dict()
 
     def close(self) -> None:
-        """Ends the tokenizers' threads."""
+        """Ends the tokenizers' threads, and sends the last traces."""
+        if self._traces is not None:
+            self._traces.close()
         for model in self.served:
             model.tokenizer.close()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from embedmux.server.errors import EmbedmuxError
 
+MAX_SPANS = 64
 BASE_MODEL = -1  # the adapter handle and the slot of a text that goes through the bare backbone
 
 
@@ -86,16 +87,41 @@ class Pooling(enum.Enum):
     LAST = "last"
 
 
+@dataclass(slots=True)
+class Notes:
+    """What one call took, for whoever watches calls; numbers alone, never a text. The event loop writes it, no thread.
+
+    ``spans`` are (name, begin, end) in seconds of time.monotonic; a long stream keeps its first ``MAX_SPANS``.
+    ``num_tokens`` counts what was given to the engine.
+    """
+
+    num_texts: int = 0
+    num_tokens: int = 0
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
+
+    def span(self, name: str, begin: float, end: float) -> None:
+        """Keeps a stretch of time."""
+        if len(self.spans) < MAX_SPANS:
+            self.spans.append((name, begin, end))
+
+    def answered(self, submitted: float, began: float, ended: float) -> None:
+        """Keeps what the engine says of a job: when its first batch began (0: none did) and when it was answered."""
+        self.span("queue", submitted, began or ended)
+        if began:
+            self.span("compute", began, ended)
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """On what terms a request is served: until when (time.monotonic's clock, in seconds), for whom, and how urgently.
 
-    ``tenant`` is whoever shares the device by weight; "" is everybody who does not say.
+    ``tenant`` is whoever shares the device by weight; "" is everybody who does not say. ``notes`` stay in the front.
     """
 
     deadline: float | None = None
     tenant: str = ""
     priority: Priority = Priority.INTERACTIVE
+    notes: Notes | None = field(default=None, compare=False, repr=False)
 
 
 ANY_TERMS = Terms()
@@ -205,6 +231,7 @@ class EngineJob:
     remaining: int = 0
     enqueued: float = 0.0  # monotonic seconds, as is ``expected``: when it should be answered
     expected: float = 0.0
+    began: float = 0.0  # and when the first batch with a text of it was begun; 0: none was
     errors: dict[int, EmbedmuxError] = field(default_factory=dict)
     row_starts: abc.Sequence[int] = ()
 

@@ -13,14 +13,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """What a text is for. ``None`` everywhere is the bare model with its default prompt."""
+    """What a text is for. ``None`` everywhere is the bare model with its default prompt.
+
+    Here as below, what a client wrote is left out of the repr: no message and no log may repeat it.
+    """
 
     task: str | None = None
     role: Role | None = None
     adapter: str | None = None
     prompt_name: str | None = None
-    prompt: str | None = None
-    instruction: str | None = None  # free words for the model's own template
+    prompt: str | None = field(default=None, repr=False)
+    instruction: str | None = field(default=None, repr=False)  # free words for the model's own template
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class EmbedJob:
     ``forces_dimensions`` asks for a size that the model does not declare; ``echoes`` for the rendered texts.
     """
 
-    texts: tuple[str, ...]
+    texts: tuple[str, ...] = field(repr=False)
     instructions: tuple[Instruction, ...]
     dimensions: int | None = None
     encoding: Encoding = Encoding.FLOAT32
@@ -60,7 +63,7 @@ class EmbedResult:
     sparse: list[tuple[bytes, bytes]] = field(default_factory=list)
     token_vectors: list[bytes] = field(default_factory=list)
     token_dimensions: int = 0
-    rendered: list[str] = field(default_factory=list)
+    rendered: list[str] = field(default_factory=list, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +71,18 @@ class TokenizedText:
     """What a text is embedded from. ``original`` counts tokens before the cut; ``prompt`` is the literal prefix."""
 
     ids: list[int]
-    tokens: list[str]
+    tokens: list[str] = field(repr=False)
     original: int
-    prompt: str
+    prompt: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class RerankJob:
     """One Rerank request: every document is scored against the query. ``instruction`` None is the model's own."""
 
-    query: str
-    documents: tuple[str, ...]
-    instruction: str | None = None
+    query: str = field(repr=False)
+    documents: tuple[str, ...] = field(repr=False)
+    instruction: str | None = field(default=None, repr=False)
     truncate: Truncate = Truncate.NONE
     model: str | None = None
     terms: Terms = ANY_TERMS
@@ -98,4 +101,4 @@ class RerankResult:
     num_tokens: list[int]
     num_tokens_original: list[int]
     errors: dict[int, EmbedmuxError]
-    rendered: list[str] = field(default_factory=list)
+    rendered: list[str] = field(default_factory=list, repr=False)

@@ -6,7 +6,8 @@ from embedmux.server.admission import Admission
 from embedmux.server.bridge.port import EnginePort
 from embedmux.server.config import Limits
 from embedmux.server.contract import Activation, Contract, ScoreKind
-from embedmux.server.errors import EmbedmuxError, InvalidRequest, NotFound
+from embedmux.server.errors import EmbedmuxError, InvalidRequest, NotFound, Overloaded
+from embedmux.server.metrics.ports import TextObserver, UnobservedTexts
 from embedmux.server.requests import RerankJob, RerankResult
 from embedmux.server.scorers.late import LateInteraction
 from embedmux.server.scorers.listwise import Listwise
@@ -18,14 +19,31 @@ from embedmux.server.text.tokenizer import Tokenizer
 class Reranker:
     """Conducts rerank requests to one model: one that scores pairs or lists, or an embedder with token vectors."""
 
-    def __init__(self, contract: Contract, tokenizer: Tokenizer, engine: EnginePort, limits: Limits) -> None:
+    def __init__(
+        self,
+        contract: Contract,
+        tokenizer: Tokenizer,
+        engine: EnginePort,
+        limits: Limits,
+        observer: TextObserver | None = None,
+    ) -> None:
         self._rule = contract.score
         self._engine = engine
         self._admission = Admission(limits)
+        self._observer = observer or UnobservedTexts()
         self._scorer = _scorer(contract)(contract, tokenizer, engine, self._admission)
 
     async def rerank(self, job: RerankJob) -> RerankResult:
         """Logit and score of every document; raises only what concerns the whole request, the query included."""
+        try:
+            result = await self._rerank(job)
+        except Overloaded as refusal:
+            self._observer.refused(job.terms, refusal.reason)
+            raise
+        self._observer.answered(job.terms, result)
+        return result
+
+    async def _rerank(self, job: RerankJob) -> RerankResult:
         if job.model and job.model != self._engine.model.name:
             raise NotFound(f"model {job.model!r} is not served here; this server has {self._engine.model.name!r}")
         self._admission.check_count(len(job.documents), "documents")

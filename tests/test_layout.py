@@ -24,8 +24,10 @@ ONLY_IN = {
     "grpc": ("server/rpc/", "client/", "server/cli/", "proto/"),
     "grpc_health": ("server/rpc/", "client/"),
     "grpc_reflection": ("server/rpc/",),
+    "opentelemetry": ("server/rpc/",),
     "triton": ("kernels/",),
     "tokenizers": ("server/text/",),
+    "prometheus_client": ("server/metrics/", "server/cli/"),
     "transformers": ("training/",),
     "sentence_transformers": ("training/",),
     "peft": ("training/",),
@@ -35,6 +37,7 @@ NEVER_TORCH = (
     "server/batching/scheduler.py", "server/app.py", "server/front.py", "server/encode.py", "server/rerank.py",
     "server/several.py", "server/scorers/", "server/catalog.py", "server/bridge/supervisor.py", "server/bridge/link.py",
     "server/bridge/linked.py", "server/bridge/board.py", "server/beside.py", "server/batching/lines.py",
+    "server/metrics/",
 )  # fmt: skip
 # Lower rank may import higher rank only; rooms of one rank do not import each other.
 RANKS = {
@@ -44,7 +47,8 @@ RANKS = {
     "checkpoint": 10,
 }  # fmt: skip
 EVERYONE = {
-    "errors", "config", "records", "packed", "requests", "contract", "facts", "tasks", "spaces", "models", "free_list",
+    "errors", "config", "logs", "records", "packed", "requests", "contract", "facts", "tasks", "spaces", "models",
+    "free_list",
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
+from embedmux.server import logs
 from embedmux.server.bridge.board import BOARD_BYTES, Board
 from embedmux.server.bridge.frames import (
     JOB_ID,
@@ -182,7 +183,7 @@ class EngineProcess:
         while True:
             self._board.beat()
             if beats % BEATS_A_SNAPSHOT == 0:
-                self._tell(json_frame(Kind.STATS, self.runtime.snapshot()))
+                self._tell(json_frame(Kind.STATS, {**self.runtime.snapshot(), "at": time.monotonic()}))
             beats += 1
             time.sleep(BEAT_S)
 
@@ -212,7 +213,7 @@ def main() -> None:
     """Loads the models, says READY or FAILED, then serves."""
     socket_fd, memory_fd, board_fd, listen_fd = map(int, sys.argv[1:5])
     config = EngineConfig.from_json(sys.argv[5])
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s engine %(levelname)s %(message)s")
+    logs.configure("engine", config.log_format)
     # A terminal sends its signals to the whole group; the front decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -9,8 +9,9 @@ import enum
 import json
 import math
 import struct
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,7 @@ HEADER = struct.Struct("<IB")
 # member of the enum). The tenant's name follows.
 SUBMIT = struct.Struct("<QQIIHdBIIIBB")
 JOB_ID = struct.Struct("<Q")
+DONE = struct.Struct("<Qdd")  # job id; when its first batch began (0: none did) and when it was answered, monotonic s
 
 
 class Kind(enum.IntEnum):
@@ -35,13 +37,21 @@ class Kind(enum.IntEnum):
     FAILED = 2  # engine -> front: JSON error, then the engine exits
     SUBMIT = 3  # front -> engine
     CANCEL = 4  # front -> engine: job id
-    DONE = 5  # engine -> front: job id, then JSON errors by text if there are any
+    DONE = 5  # engine -> front: job id and two times, then JSON errors by text if there are any
     CALL = 6  # front -> engine: JSON {id, method, arguments}
     ANSWER = 7  # engine -> front: JSON {id, result} or {id, error}
     CLOSE = 8  # front -> engine: finish what is queued, then exit
     OPEN = 9  # first front -> engine: other fronts may come
     ADAPTERS = 10  # engine -> fronts: JSON {model, adapters} after every change
     STATS = 11  # engine -> fronts: JSON of Runtime.snapshot, every second
+
+
+class Done(NamedTuple):
+    """How a job ended: errors by text, when its first batch began (0: none did), when it was answered."""
+
+    errors: dict[int, EmbedmuxError]
+    began: float
+    ended: float
 
 
 def frame(kind: Kind, payload: bytes = b"") -> bytes:
@@ -145,14 +155,15 @@ def error_from_json(value: dict[str, Any]) -> EmbedmuxError:
 
 def done_frame(job: EngineJob) -> bytes:
     """DONE for a finished job; texts that share one error object share its message."""
-    payload = JOB_ID.pack(job.id)
+    payload = DONE.pack(job.id, job.began, time.monotonic())
     if job.errors:
         payload += json.dumps([[index, error_to_json(error)] for index, error in job.errors.items()]).encode()
     return frame(Kind.DONE, payload)
 
 
-def parse_done(payload: bytes) -> tuple[int, dict[int, EmbedmuxError]]:
-    """DONE's job id and errors by text."""
-    (job_id,) = JOB_ID.unpack_from(payload)
-    body = payload[JOB_ID.size :]
-    return job_id, {index: error_from_json(error) for index, error in json.loads(body)} if body else {}
+def parse_done(payload: bytes) -> tuple[int, Done]:
+    """DONE's job id, and the rest."""
+    job_id, began, ended = DONE.unpack_from(payload)
+    body = payload[DONE.size :]
+    errors = {index: error_from_json(error) for index, error in json.loads(body)} if body else {}
+    return job_id, Done(errors, began, ended)

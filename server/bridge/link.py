@@ -4,12 +4,14 @@ import asyncio
 import itertools
 import json
 import mmap
+import time
 from typing import Any
 
 import numpy as np
 
 from embedmux.server.bridge.frames import (
     JOB_ID,
+    Done,
     FrameReader,
     JobBlock,
     Kind,
@@ -20,7 +22,7 @@ from embedmux.server.bridge.frames import (
     submit_frame,
 )
 from embedmux.server.bridge.port import Answer
-from embedmux.server.errors import EmbedmuxError, InvalidRequest, Overloaded, Unavailable
+from embedmux.server.errors import InvalidRequest, Overloaded, Unavailable
 from embedmux.server.facts import AdapterInfo, ModelInfo
 from embedmux.server.free_list import FreeList
 from embedmux.server.records import OutputSpec, Terms, Tokens
@@ -34,13 +36,14 @@ class EngineLink(asyncio.Protocol):
     def __init__(self, memory: mmap.mmap) -> None:
         self.models: list[ModelInfo] = []
         self.adapters: list[dict[str, AdapterInfo]] = []  # by model, a new dict after every change
-        self.snapshot: dict[str, Any] = {}  # see Runtime.snapshot
+        self.snapshot: dict[str, Any] = {}  # see Runtime.snapshot; ``at`` is when it was taken, on time.monotonic
+        self.before: dict[str, Any] = {}  # the one before
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._memory = memoryview(memory)
         self._blocks = FreeList(len(memory))
         self._ids = itertools.count(1)
-        self._jobs: dict[int, asyncio.Future[dict[int, EmbedmuxError]]] = {}
+        self._jobs: dict[int, asyncio.Future[Done]] = {}
         self._starts: dict[int, int] = {}  # job id -> its block; kept until DONE, since the engine writes to it
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._reader = FrameReader()
@@ -74,11 +77,14 @@ class EngineLink(asyncio.Protocol):
         block = JobBlock(self._memory, start, len(tokens), num_tokens, output)
         _fill(block, tokens, adapters)
         job_id = next(self._ids)
-        done: asyncio.Future[dict[int, EmbedmuxError]] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._jobs[job_id], self._starts[job_id] = done, start
         transport.write(submit_frame(job_id, start, len(tokens), num_tokens, model, output, terms))
+        submitted, notes = time.monotonic(), terms.notes
+        if notes is not None:
+            notes.num_tokens += num_tokens
         try:
-            errors = await done
+            errors, began, ended = await done
         except asyncio.CancelledError:
             if job_id not in self._jobs:  # answered just before or just after this task was cancelled
                 self._give_back(job_id)
@@ -87,6 +93,8 @@ class EngineLink(asyncio.Protocol):
             raise
         vectors = bytes(block.out)
         self._give_back(job_id)
+        if notes is not None:
+            notes.answered(submitted, began, ended)
         return vectors, errors
 
     async def call(self, method: str, **arguments: Any) -> Any:
@@ -128,7 +136,7 @@ class EngineLink(asyncio.Protocol):
                 change = json.loads(payload)
                 self.adapters[change["model"]] = {info["id"]: adapter_info(info) for info in change["adapters"]}
             elif kind is Kind.STATS:
-                self.snapshot = json.loads(payload)
+                self.before, self.snapshot = self.snapshot, json.loads(payload)
             elif kind is Kind.FAILED:
                 self.ready.set_exception(error_from_json(json.loads(payload)))
 
@@ -152,12 +160,12 @@ class EngineLink(asyncio.Protocol):
         return self._transport
 
     def _done(self, payload: bytes) -> None:
-        job_id, errors = parse_done(payload)
+        job_id, answer = parse_done(payload)
         done = self._jobs.pop(job_id)
         if done.cancelled():
             self._give_back(job_id)
         else:
-            done.set_result(errors)
+            done.set_result(answer)
 
     def _give_back(self, job_id: int) -> None:
         if (start := self._starts.pop(job_id, None)) is not None:

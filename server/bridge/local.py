@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 
 import numpy as np
 
@@ -67,12 +68,17 @@ class LocalEngine:
         def finished(_: EngineJob) -> None:
             loop.call_soon_threadsafe(resolve)
 
+        submitted, notes = time.monotonic(), terms.notes
+        if notes is not None:
+            notes.num_tokens += len(job.token_ids)
         self.runtime.engine.submit(job, finished)
         try:
             await done
         except asyncio.CancelledError:
             self.runtime.engine.cancel(job)
             raise
+        if notes is not None:
+            notes.answered(submitted, job.began, time.monotonic())
         return bytes(out), job.errors
 
     async def load_adapter(

@@ -22,6 +22,7 @@ COMMANDS = {
     "embed": ("embedmux.server.cli.embed:embed", "Embed texts or JSONL files with a running server."),
     "rerank": ("embedmux.server.cli.rerank:rerank", "Order documents by how well they answer a query."),
     "bench": ("embedmux.server.cli.bench:bench", "Put load on a running server and measure what it answers."),
+    "top": ("embedmux.server.cli.top:top", "Watch a running server: rates, latencies, queue, refusals, tenants."),
     "tasks": ("embedmux.server.cli.tasks:tasks", "List a server's models and tasks: adapters, prompts, spaces."),
     "adapters": ("embedmux.server.cli.adapters:app", "Check adapter folders; list, load and unload adapters."),
     "models": ("embedmux.server.cli.models:models", "List the known families, or what a model would be served as."),
@@ -37,6 +38,7 @@ EXTRAS = {
     "cuda": ("triton",),
     "parquet": ("pyarrow",),
     "plot": ("matplotlib",),
+    "traces": ("opentelemetry",),
     "hub": ("huggingface_hub",),
 }
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
@@ -50,14 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CycloptsError, WrongUsage) as error:
         fail(f"{usage_message(error)}; see `{' '.join(['embedmux', *command_words(tokens)])} --help`")
         return WRONG_USAGE
-    except EmbedmuxError as error:
-        fail(str(error))
-        return FAILED
-    except OSError as error:
-        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        return FAILED
-    except ImportError as error:
-        fail(missing_package(error))
+    except (EmbedmuxError, OSError, ImportError) as error:
+        fail(reason(error))
         return FAILED
     except KeyboardInterrupt:
         fail("interrupted")
@@ -101,6 +97,15 @@ def usage_message(error: CycloptsError | WrongUsage) -> str:
 def command_words(tokens: Sequence[str]) -> list[str]:
     """The command whose help explains ``tokens``."""
     return [token for token in tokens[:1] if token in COMMANDS]
+
+
+def reason(error: EmbedmuxError | OSError | ImportError) -> str:
+    """Why a command failed, in one line."""
+    if isinstance(error, ImportError):
+        return missing_package(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def missing_package(error: ImportError) -> str:

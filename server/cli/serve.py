@@ -8,10 +8,14 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from embedmux.server import cli, logs
 from embedmux.server.app import App
 from embedmux.server.cli.console import WrongUsage
 from embedmux.server.config import TOKENIZER_THREADS, EngineConfig, Limits, ModelConfig, ServeConfig
+from embedmux.server.errors import EmbedmuxError
 from embedmux.server.models import default_adapters
+
+logger = logging.getLogger(__name__)
 
 
 def serve(
@@ -42,8 +46,15 @@ def serve(
     max_connection_age_s: float | None = None,
     stuck_after_s: float = 120.0,
     port_file: Path | None = None,
+    metrics_address: str | None = None,
+    metrics_port_file: Path | None = None,
+    traces: str | None = None,
+    trace_ratio: float = 0.01,
+    orca: Literal["never", "asked", "always"] = "asked",
+    log_format: Literal["text", "json"] = "text",
+    log_calls: Literal["none", "failed", "all"] = "failed",
     allow_reference: Annotated[bool, Parameter(negative="")] = False,
-) -> None:
+) -> int:
     """Serve models and their task adapters over gRPC until SIGTERM or Ctrl-C.
 
     Without options it serves all-MiniLM-L6-v2 with its four task adapters. One's own adapters lie in a folder each,
@@ -120,10 +131,28 @@ def serve(
         Replace an engine process that computes one batch, or gives no sign of life, for so long.
     port_file
         Write the bound port into this file, for scripts that use port 0.
+    metrics_address
+        HOST:PORT for Prometheus' /metrics, `embedmux top` and /healthz; port 0 takes a free one, and :PORT listens on
+        this machine alone. There is no password: name an address that only those reach who may read it.
+    metrics_port_file
+        Write the bound port of the metrics into this file.
+    traces
+        HOST:PORT of an OpenTelemetry collector (OTLP over gRPC, without TLS), such as localhost:4317: every sampled
+        call becomes a span there, with tokenising, queue and computing below it. Needs embedmux[traces].
+    trace_ratio
+        Part of the calls without a sampled parent (metadata traceparent) that is traced; with one, the parent decides.
+    orca
+        Which calls get a load report (ORCA) in their trailers: those that ask by metadata endpoint-load-metrics-format,
+        or all. Its application_utilization is the busy share of the last second plus the seconds of work that wait.
+    log_format
+        Lines of text, or a JSON object a line, of every process of the server.
+    log_calls
+        Calls with a line of their own in the log: method, request id, tenant, status, time, texts, tokens. failed:
+        those that end with INTERNAL, UNKNOWN or UNAVAILABLE. Never a text.
     allow_reference
         Serve even if an op has only its slow reference kernel.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s front %(levelname)s %(message)s")
+    logs.configure("front", log_format)
     config = ServeConfig(
         engine=EngineConfig(
             models=served_models(model, adapters, has_defaults=not no_adapters),
@@ -141,6 +170,7 @@ def serve(
             max_prefix_tokens=max_prefix_tokens,
             max_adapter_bytes=max_adapter_bytes,
             allow_reference=allow_reference,
+            log_format=log_format,
         ),
         limits=Limits(max_texts=max_texts, max_text_bytes=max_text_bytes, max_message_bytes=max_message_bytes),
         address=address,
@@ -150,12 +180,25 @@ def serve(
         max_connection_age_s=max_connection_age_s,
         stuck_after_s=stuck_after_s,
         port_file=port_file,
+        metrics_address=metrics_address,
+        metrics_port_file=metrics_port_file,
+        traces=traces,
+        trace_ratio=trace_ratio,
+        orca=orca,
+        log_calls=log_calls,
     )
 
     async def run() -> None:
         await App(config).run()
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except (EmbedmuxError, OSError, ImportError) as error:
+        if log_format == "text":
+            raise  # main says it in a line for people
+        logger.critical("%s", cli.reason(error))
+        return cli.FAILED
+    return 0
 
 
 def tenant_weights(arguments: Sequence[str]) -> dict[str, float]:

@@ -93,7 +93,12 @@ class FrontCounters:
         }
 
     def count_answer(
-        self, model: str, terms: Terms, result: EmbedResult | RerankResult, adapters: Sequence[str], reading_s: float | None
+        self,
+        model: str,
+        terms: Terms,
+        result: EmbedResult | RerankResult,
+        adapters: Sequence[str],
+        reading_s: float | None,
     ) -> None:
         """See ModelCounters.answered."""
         tenant, priority = self._tenants.of(terms.tenant), terms.priority.value

@@ -47,8 +47,8 @@ REQUESTS = _counter(
 REFUSED_REQUESTS = _counter(
     "refused_requests",
     "reason model tenant priority",
-    "Requests refused with RESOURCE_EXHAUSTED: the queue is full, the deadline cannot be met, memory, or too many calls. "
-    "Some of them are a busy server's health; many ask for another server.",
+    "Requests refused with RESOURCE_EXHAUSTED: the queue is full, the deadline cannot be met, shared memory or calls "
+    "are at their limit. A few keep a busy server quick; many ask for another one.",
 )
 TEXTS = _counter("texts", "model adapter tenant priority", "Texts and documents that got a vector or a score.")
 TOKENS = _counter("tokens", "model adapter tenant priority", "Tokens of these texts as the model read them.")
@@ -94,7 +94,7 @@ COST = _gauge(
     "What the engine has learned a batch costs: seconds a batch, a token, and a token of squared length.",
 )
 COST_ERROR = _gauge(
-    "cost_error_ratio", "model", "|predicted - actual| / actual of a batch's seconds, of late. Over 0.3 admission guesses."
+    "cost_error_ratio", "model", "|predicted - actual| / actual of a batch's seconds, of late; above 0.3 it guesses."
 )
 ADAPTERS = _gauge("adapters", "model status", "Adapters in service (ready), and those that wait for their last text.")
 ADAPTER_BYTES = _gauge("adapter_used_bytes", "model", "Memory that adapters take.")
@@ -102,7 +102,7 @@ ADAPTER_LIMIT = _gauge("adapter_limit_bytes", "model", "Memory that adapters may
 QUEUED_TOKENS = _gauge("queued_tokens", "", "Tokens that wait, as of the last second.")
 QUEUED_TEXTS = _gauge("queued_texts", "", "Texts that wait, as of the last second.")
 QUEUE_LIMIT = _gauge("queue_limit_tokens", "", "Tokens of each priority that may wait (--max-queue-tokens).")
-BATCH_LIMIT = _gauge("batch_limit_tokens", "", "The token budget of a batch; it falls when one did not fit into memory.")
+BATCH_LIMIT = _gauge("batch_limit_tokens", "", "Token budget of a batch; it falls when one did not fit into memory.")
 CACHE_HITS = _counter("cache_hits", "", "Texts answered from kept rows (--cache-bytes).")
 CACHE_MISSES = _counter("cache_misses", "", "Texts looked for among the kept rows and not found.")
 COALESCED = _counter("coalesced_texts", "", "Texts that were the same as one in flight and computed with it.")

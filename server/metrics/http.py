@@ -38,7 +38,7 @@ class MetricsServer:
             self._server = _Server(host, port, sources)
         except OSError as error:
             raise OSError(
-                f"metrics_address {address!r} cannot be bound ({error.strerror or error}); choose another one or free it"
+                f"metrics_address {address!r} cannot be bound ({error.strerror}); choose another one or free it"
             ) from error
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(
@@ -58,6 +58,7 @@ class _Server(socketserver.ThreadingTCPServer):
 
     allow_reuse_address = True
     daemon_threads = True
+    request_queue_size = 64  # that wait to be accepted: with fewer, a crowd would have to knock twice
 
     def __init__(self, host: str, port: int, sources: Sources) -> None:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -123,7 +124,6 @@ class _Handler(BaseHTTPRequestHandler):
     """One exchange: HTTP/1.0, the connection ends with it."""
 
     server: _Server
-    server_version, sys_version = "embedmux", ""
 
     def do_GET(self) -> None:
         """Metrics, health, or the names of both."""
@@ -137,6 +137,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(status, f"{state.value}\n".encode())
         else:
             self._send(HTTPStatus.NOT_FOUND, b"here are /metrics and /healthz\n")
+
+    def version_string(self) -> str:
+        """Who answers, and nothing of what it is built on."""
+        return "embedmux"
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Scrapes are no news."""

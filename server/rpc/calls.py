@@ -6,24 +6,27 @@ A servicer's method gets ``(request, call)`` and returns a message or raises Emb
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 
 from embedmux.server.errors import EmbedmuxError, InvalidRequest, Overloaded
-from embedmux.server.records import Priority, Terms
+from embedmux.server.records import Notes, Priority, Terms
 from embedmux.server.rpc import status
 from embedmux.server.rpc.ports import CallObserver
 
 REQUEST_ID = "x-request-id"
 TENANT = "x-embedmux-tenant"
 PRIORITY = "x-embedmux-priority"
+TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
+LOAD_FORMAT = "endpoint-load-metrics-format"
 PUSHBACK = "grpc-retry-pushback-ms"  # gRPC clients with a retry policy obey it
 MAX_ID_LENGTH, MAX_TENANT_LENGTH = 128, 64
-OURS = (REQUEST_ID, TENANT, PRIORITY)
+OURS = {REQUEST_ID, TENANT, PRIORITY, TRACEPARENT, TRACESTATE, LOAD_FORMAT}
+OK = grpc.StatusCode.OK
 PRIORITIES = {priority.value: priority for priority in Priority}
 RETRY_AFTER_S = 0.1
 
@@ -32,20 +35,57 @@ Method = Callable[[Any, "Call"], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call: ``id`` as the client gave it or made here."""
+    """One call: ``id`` as the client gave it or made here, ``given`` what its metadata say to this server.
+
+    ``began`` is in seconds of time.monotonic; ``notes`` are filled on the call's way, and are those of its terms.
+    """
 
     id: str
     method: str
     terms: Terms
     context: Any  # grpc.aio.ServicerContext; streams read and write through it
+    given: dict[str, str]
+    began: float
+    notes: Notes
+
+    @property
+    def tenant(self) -> str:
+        """Who calls, for logs and traces; a name that is refused is shown as none."""
+        tenant = self.terms.tenant
+        return tenant if _is_usable(tenant, MAX_TENANT_LENGTH) else ""
+
+
+class Watcher(Protocol):
+    """Told of every call once it has ended, on the event loop; an access log, traces and load reports watch calls."""
+
+    def ended(self, call: Call, status: grpc.StatusCode, now: float) -> None:
+        """The call was answered or given up by its caller (CANCELLED), at ``now`` on time.monotonic."""
+        ...
+
+
+class Reports(Protocol):
+    """Who adds to a call's trailing metadata; see orca.py."""
+
+    def trailer(self, call: Call) -> tuple[tuple[str, bytes], ...]:
+        """Keys and values, none where nothing is to be said."""
+        ...
 
 
 class Calls:
     """Guards the calls of some services; over ``max_calls`` at once it refuses."""
 
-    def __init__(self, observer: CallObserver, *, max_calls: int) -> None:
+    def __init__(
+        self,
+        observer: CallObserver,
+        *,
+        max_calls: int,
+        watchers: Sequence[Watcher] = (),
+        reports: Reports | None = None,
+    ) -> None:
         self._observer = observer
         self._max_calls = max_calls
+        self._watchers = watchers
+        self._reports = reports
         self._active = 0
 
     def guard(self, name: str, method: Method) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -56,33 +96,42 @@ class Calls:
             began = time.monotonic()
             given = _given(context)
             call = _open(name, context, began, given)
-            outcome = grpc.StatusCode.OK
+            outcome = OK
             self._active += 1
             observer.started(name)
             try:
                 self._check(given)
                 if isinstance(request, InvalidRequest):
                     raise request
-                return await method(request, call)
+                reply = await method(request, call)
+                if self._reports is not None and (said := self._reports.trailer(call)):
+                    context.set_trailing_metadata(((REQUEST_ID, call.id), *said))
+                return reply
             except (Exception, asyncio.CancelledError) as error:
                 if is_caller_gone(error):
                     outcome = grpc.StatusCode.CANCELLED
                     raise
                 refusal = status.refusal(error, method=name, call_id=call.id)
                 outcome = status.status_of(refusal)
-                await context.abort(outcome, status.message_of(refusal), _trailer(call.id, refusal))
+                said = () if self._reports is None else self._reports.trailer(call)
+                await context.abort(outcome, status.message_of(refusal), (*_trailer(call.id, refusal), *said))
             finally:
                 self._active -= 1
-                observer.finished(name, outcome.name, time.monotonic() - began)
+                now = time.monotonic()
+                observer.finished(name, outcome.name, now - began)
+                for watcher in self._watchers:
+                    watcher.ended(call, outcome, now)
 
         return guarded
 
     def _check(self, given: dict[str, str]) -> None:
         if self._active > self._max_calls:
+            self._observer.refused("calls")
             raise Overloaded(
                 f"{self._active} calls are in flight, the limit is {self._max_calls} (max_calls); "
                 f"try again in {RETRY_AFTER_S * 1000:.0f} ms",
                 RETRY_AFTER_S,
+                reason="calls",
             )
         for key, limit in ((REQUEST_ID, MAX_ID_LENGTH), (TENANT, MAX_TENANT_LENGTH)):
             if key in given and not _is_usable(given[key], limit):
@@ -121,7 +170,8 @@ def _open(name: str, context: Any, now: float, given: dict[str, str]) -> Call:
     remaining = context.time_remaining()
     deadline = None if remaining is None else now + remaining
     priority = PRIORITIES.get(given.get(PRIORITY, ""), Priority.INTERACTIVE)
-    return Call(call_id, name, Terms(deadline, given.get(TENANT, ""), priority), context)
+    notes = Notes()
+    return Call(call_id, name, Terms(deadline, given.get(TENANT, ""), priority, notes), context, given, now, notes)
 
 
 def _trailer(call_id: str, refusal: EmbedmuxError) -> tuple[tuple[str, str], ...]:

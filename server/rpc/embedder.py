@@ -30,6 +30,7 @@ class Embedder:
 
     async def Embed(self, request: embed_pb2.EmbedRequest, call: Call) -> bytes:
         """A serialised EmbedResponse."""
+        call.notes.num_texts += len(request.texts)
         job = convert.embed_job(request, terms=call.terms)
         result = await self._encoder.embed(job)
         return convert.embed_reply(result, request_id=request.request_id, outputs=job.outputs)
@@ -43,5 +44,6 @@ class Embedder:
 
     async def Tokenize(self, request: embed_pb2.TokenizeRequest, call: Call) -> embed_pb2.TokenizeResponse:
         """Token ids of each text."""
+        call.notes.num_texts += len(request.texts)
         job = convert.tokenize_job(request, terms=call.terms)
         return convert.tokenize_reply(await self._encoder.tokenize(job))

@@ -65,6 +65,10 @@ class CallObserver(Protocol):
         """The call was answered or given up by its caller (CANCELLED)."""
         ...
 
+    def refused(self, reason: str) -> None:
+        """A call was refused before it reached its service; ``reason`` is that of Overloaded."""
+        ...
+
 
 class Unobserved:
     """A CallObserver that keeps nothing."""
@@ -73,4 +77,7 @@ class Unobserved:
         """Keeps nothing."""
 
     def finished(self, method: str, status: str, seconds: float) -> None:
+        """Keeps nothing."""
+
+    def refused(self, reason: str) -> None:
         """Keeps nothing."""

@@ -28,6 +28,7 @@ class Reranker:
 
     async def Rerank(self, request: rerank_pb2.RerankRequest, call: Call) -> rerank_pb2.RerankResponse:
         """Every document that could be scored, best first."""
+        call.notes.num_texts += len(request.documents)
         job = rerank_job(request, terms=call.terms)
         if (named := self._scorer(job.model)) is not None:
             job = replace(job, model=named.model)  # the reply names the model, so the choice is made here

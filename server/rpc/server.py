@@ -10,7 +10,7 @@ import grpc.aio
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from embedmux.server.facts import ServerState
-from embedmux.server.rpc.calls import Calls
+from embedmux.server.rpc.calls import Calls, Reports, Watcher
 from embedmux.server.rpc.decode import decoder
 from embedmux.server.rpc.health import Health
 from embedmux.server.rpc.lifecycle import Lifecycle
@@ -101,6 +101,8 @@ def build_server(
     *,
     options: TransportOptions,
     observer: CallObserver | None = None,
+    watchers: Sequence[Watcher] = (),
+    reports: Reports | None = None,
     interceptors: Sequence[Any] = (),
 ) -> RpcServer:
     """All services, health and reflection on bound addresses; call it where the event loop runs.
@@ -108,7 +110,7 @@ def build_server(
     Raises OSError for an address that cannot be bound.
     """
     server = grpc.aio.server(options=options.channel_arguments(), interceptors=interceptors)
-    calls = Calls(observer or Unobserved(), max_calls=options.max_calls)
+    calls = Calls(observer or Unobserved(), max_calls=options.max_calls, watchers=watchers, reports=reports)
     names = {service.SERVICE.full_name: service.NEEDS_ENGINE for service in services}
     # Health answers under load too: a probe that fails there would take a busy server out of service.
     health = Health(lifecycle, names)

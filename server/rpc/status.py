@@ -58,5 +58,5 @@ def refusal(error: BaseException, *, method: str, call_id: str) -> EmbedmuxError
     """``error`` if a caller may see it; otherwise an INTERNAL one that names the call, and the traceback in the log."""
     if isinstance(error, EmbedmuxError):
         return error
-    _log.error("call %s of %s failed", call_id, method, exc_info=error)
+    _log.error("call %s of %s failed", call_id, method, exc_info=error, extra={"fields": {"request_id": call_id}})
     return errors.EngineFailure(f"internal error in call {call_id}; the server's log tells more under this id")

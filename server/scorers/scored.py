@@ -11,9 +11,9 @@ from embedmux.server.records import Terms, Truncate
 class Question:
     """A query and its documents by their places in the request. ``instruction`` None is the model's own."""
 
-    query: str
-    documents: dict[int, str]
-    instruction: str | None
+    query: str = field(repr=False)
+    documents: dict[int, str] = field(repr=False)
+    instruction: str | None = field(repr=False)
     truncate: Truncate
     terms: Terms
     echoes: bool
@@ -25,7 +25,7 @@ class Scored:
 
     logits: dict[int, float] = field(default_factory=dict)
     lengths: dict[int, tuple[int, int]] = field(default_factory=dict)
-    rendered: dict[int, str] = field(default_factory=dict)
+    rendered: dict[int, str] = field(default_factory=dict, repr=False)
     errors: dict[int, EmbedmuxError] = field(default_factory=dict)
 
 

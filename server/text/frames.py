@@ -1,7 +1,7 @@
 """What stands around a text when a model reads it."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -14,9 +14,9 @@ class Frame:
     of a token that is put behind the first one once the rest is tokenised.
     """
 
-    prefix: str
-    text: str
-    suffix: str = ""
+    prefix: str = field(repr=False)
+    text: str = field(repr=False)
+    suffix: str = field(default="", repr=False)
     max_tokens: int | None = None
     marker: int | None = None
 

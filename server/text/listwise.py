@@ -6,7 +6,7 @@ Xiao 2025, "Last but not late interaction".
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from embedmux.server.errors import InvalidRequest, ModelRejected
 from embedmux.server.records import Tokens, Truncate
@@ -29,7 +29,7 @@ ANSWER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 class Passage:
     """A document as it stands in a prompt. ``original`` counts its tokens before the cut; ``num_tokens`` those left."""
 
-    text: str
+    text: str = field(repr=False)
     num_tokens: int
     original: int
 

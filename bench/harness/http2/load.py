@@ -105,13 +105,13 @@ class Load:
     def poisson(
         self, bodies: Sequence[bytes], *, rate: float, seconds: float, seed: int, first_burst: int = 0,
         timeout_s: float | None = None, metadata: Mapping[str, str] | None = None, max_in_flight: int = 1 << 30,
-    gather_s: float = 0.0,
+    gather_s: float = 0.0, late_s: float = 0.0,
     ) -> Outcome:  # fmt: skip
         """Runs ``poisson`` to its end."""
         return self.run(
             poisson(
                 bodies, rate=rate, seconds=seconds, seed=seed, first_burst=first_burst, timeout_s=timeout_s,
-                metadata=metadata, max_in_flight=max_in_flight, gather_s=gather_s,
+                metadata=metadata, max_in_flight=max_in_flight, gather_s=gather_s, late_s=late_s,
             )
         )  # fmt: skip
 
@@ -180,10 +180,10 @@ def arrivals(*, rate: float, seconds: float, seed: int, first_burst: int = 0) ->
 def poisson(
     bodies: Sequence[bytes], *, rate: float, seconds: float, seed: int, first_burst: int = 0,
     timeout_s: float | None = None, metadata: Mapping[str, str] | None = None, max_in_flight: int = 1 << 30,
-    gather_s: float = 0.0,
+    gather_s: float = 0.0, late_s: float = 0.0,
 ) -> Open:  # fmt: skip
     """Calls at ``rate`` a second on average, each body once; raises ValueError when they do not suffice."""
     offsets = arrivals(rate=rate, seconds=seconds, seed=seed, first_burst=first_burst)
     if len(bodies) < len(offsets):
         raise ValueError(f"{len(offsets)} calls are due and {len(bodies)} bodies are given; see arrivals()")
-    return Open(bodies[: len(offsets)], offsets, timeout_s, metadata or {}, max_in_flight, gather_s)
+    return Open(bodies[: len(offsets)], offsets, timeout_s, metadata or {}, max_in_flight, gather_s, late_s)

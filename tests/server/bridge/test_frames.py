@@ -65,10 +65,12 @@ def test_done_carries_errors_by_text() -> None:
     output = OutputSpec(1, Encoding.FLOAT32)
     job = EngineJob(9, empty, empty, empty, output, None, memoryview(bytearray(4)), empty, empty)
     job.errors = {2: errors.NotFound("gone"), 5: errors.EngineFailure("broken")}
+    job.began = 3.5
     payload = done_frame(job)[5:]
-    job_id, found = parse_done(payload)
-    assert job_id == 9
-    assert {index: (type(error), str(error)) for index, error in found.items()} == {
+    job_id, done = parse_done(payload)
+    assert (job_id, done.began) == (9, 3.5)
+    assert done.ended > 0
+    assert {index: (type(error), str(error)) for index, error in done.errors.items()} == {
         2: (errors.NotFound, "gone"),
         5: (errors.EngineFailure, "broken"),
     }

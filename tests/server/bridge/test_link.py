@@ -7,7 +7,7 @@ from unittest.mock import create_autospec
 
 import pytest
 
-from embedmux.server.bridge.frames import JOB_ID, SUBMIT, Kind, frame
+from embedmux.server.bridge.frames import DONE, SUBMIT, Kind, frame
 from embedmux.server.bridge.link import EngineLink
 from embedmux.server.errors import InvalidRequest, Overloaded, Unavailable
 from embedmux.server.records import ANY_TERMS, Encoding, OutputSpec, Tokens
@@ -35,7 +35,7 @@ class Wire:
         return [data[5:] for data in frames if data[4] == kind]
 
     def answer(self, submitted: bytes) -> None:
-        self.link.data_received(frame(Kind.DONE, JOB_ID.pack(SUBMIT.unpack_from(submitted)[0])))
+        self.link.data_received(frame(Kind.DONE, DONE.pack(SUBMIT.unpack_from(submitted)[0], 0.0, 0.0)))
 
     @property
     def used(self) -> int:

@@ -156,16 +156,20 @@ class FakeDesk:
 
 
 class Observer:
-    """``await ended()`` is the next call to finish."""
+    """``await ended()`` is the next call to finish; ``reasons`` are those of refused ones."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self.reasons: list[str] = []
 
     def started(self, method: str) -> None:
         pass
 
     def finished(self, method: str, status: str, seconds: float) -> None:
         self._queue.put_nowait((method, status))
+
+    def refused(self, reason: str) -> None:
+        self.reasons.append(reason)
 
     async def ended(self) -> tuple[str, str]:
         return await asyncio.wait_for(self._queue.get(), 10)
@@ -191,7 +195,9 @@ async def serve(encoder: FakeEncoder, reranker: FakeReranker) -> AsyncIterator[C
     """``await serve(**options)`` -> stubs, channel, lifecycle and server; all are closed after the test."""
     started: list[Any] = []
 
-    async def start(facts: Any = None, stream: dict[str, int] | None = None, **options: Any) -> SimpleNamespace:
+    async def start(
+        facts: Any = None, stream: dict[str, int] | None = None, watchers: Any = (), reports: Any = None, **options: Any
+    ) -> SimpleNamespace:
         lifecycle = Lifecycle()
         observer = Observer()
         desk = FakeDesk()
@@ -199,7 +205,9 @@ async def serve(encoder: FakeEncoder, reranker: FakeReranker) -> AsyncIterator[C
         services = [Embedder(encoder, lifecycle, **(stream or {})), Reranker(reranker, facts), Adapters(desk)]
         services.append(Info(facts))
         options = TransportOptions(**{"addresses": ("127.0.0.1:0",), **options})
-        server = build_server(services, lifecycle, options=options, observer=observer)
+        server = build_server(
+            services, lifecycle, options=options, observer=observer, watchers=watchers, reports=reports
+        )
         await server.start()
         lifecycle.set(ServerState.SERVING)
         address = f"127.0.0.1:{server.ports[0]}" if server.ports[0] else options.addresses[0]

@@ -126,6 +126,7 @@ async def test_calls_over_the_limit_are_refused_with_push_back(serve, encoder):
     error = await refused(running)
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert error.details() == "3 calls are in flight, the limit is 2 (max_calls); try again in 100 ms"
+    assert running.observer.reasons == ["calls"]
     assert trailer(error, "grpc-retry-pushback-ms") == "100"
     done.set()
     await asyncio.gather(*calls)
