@@ -13,7 +13,15 @@ from grpc_health.v1 import health_pb2
 
 from embedmux.client import records
 from embedmux.client.errors import NOT_SERVING, call_error, not_serving_in_time
-from embedmux.client.options import COMPRESSIONS, DEFAULT_TIMEOUT_S, MAX_ATTEMPTS, Compression, channel_options
+from embedmux.client.options import (
+    COMPRESSIONS,
+    DEFAULT_TIMEOUT_S,
+    MAX_ATTEMPTS,
+    Compression,
+    PriorityName,
+    call_metadata,
+    channel_options,
+)
 from embedmux.client.rerank import Ranking, RerankOptions, ranking, rerank_request
 from embedmux.client.streaming import Batch, RequestFeed, is_worth_repeating
 from embedmux.client.stubs import make_stubs
@@ -37,7 +45,8 @@ class Client:
 
     ``timeout`` is the default limit in seconds for each request, retries included. Lists longer than ``batch_size``
     texts go as several requests, ``in_flight`` at a time. ``metadata`` goes with every call, for example
-    ``[("authorization", "Bearer ...")]``; ``credentials`` (``grpc.ssl_channel_credentials``) turn on TLS.
+    ``[("authorization", "Bearer ...")]``; ``credentials`` (``grpc.ssl_channel_credentials``) turn on TLS. ``tenant``
+    and ``priority`` ("interactive" or "bulk", which takes what interactive work leaves) decide the place in its queue.
     Every method raises the exceptions of ``embedmux.server.errors``.
     """
 
@@ -52,12 +61,14 @@ class Client:
         compression: Compression = "none",
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Sequence[tuple[str, str]] = (),
+        tenant: str = "",
+        priority: PriorityName = "interactive",
     ) -> None:
         self.target = target
         self._timeout = timeout
         self._batch_size = batch_size
         self._in_flight = in_flight
-        self._metadata = tuple(metadata)
+        self._metadata = call_metadata(metadata, tenant, priority)
         options, compressed = channel_options(max_attempts=max_attempts), COMPRESSIONS[compression]
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options, compressed)

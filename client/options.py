@@ -1,6 +1,7 @@
 """How a client talks to its server: retries, keepalive, message sizes and compression, as gRPC channel options."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import grpc
@@ -17,6 +18,8 @@ KEEPALIVE_TIMEOUT_MS = 10_000
 FIRST_RECONNECT_MS = 100
 MAX_RECONNECT_MS = 5_000
 
+TENANT, PRIORITY = "x-embedmux-tenant", "x-embedmux-priority"
+PriorityName = Literal["interactive", "bulk"]
 Compression = Literal["none", "gzip"]
 COMPRESSIONS = {"none": grpc.Compression.NoCompression, "gzip": grpc.Compression.Gzip}
 
@@ -36,6 +39,17 @@ def service_config(max_attempts: int = MAX_ATTEMPTS) -> dict[str, Any]:
             "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
         }
     return {"methodConfig": [methods]}
+
+
+def call_metadata(
+    metadata: Sequence[tuple[str, str]], tenant: str, priority: PriorityName
+) -> tuple[tuple[str, str], ...]:
+    """What goes with every call; what is as the server takes it anyway is left out."""
+    own = (
+        *([(TENANT, tenant)] if tenant else []),
+        *([(PRIORITY, priority)] if priority != "interactive" else []),
+    )
+    return (*metadata, *own)
 
 
 def channel_options(*, max_attempts: int = MAX_ATTEMPTS) -> list[tuple[str, Any]]:

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from embedmux.client.blocking import Client
+from embedmux.client.options import PriorityName
 from embedmux.client.records import ModelInfo
 from embedmux.client.texts import DENSE_ONLY, EmbedOptions, EncodingName, OutputName, RoleName, TruncateName
 from embedmux.server.cli.bulk import ErrorFile, answer
@@ -39,6 +40,8 @@ def embed(
     encoding: EncodingName = "float32",
     truncate: TruncateName = "none",
     model: str | None = None,
+    tenant: str = "",
+    priority: PriorityName | None = None,
     field: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ("text",),
     batch_size: AtLeastOne = 64,
     echo: Annotated[bool, Parameter(negative="")] = False,
@@ -92,6 +95,10 @@ def embed(
         What to do with texts over the model's limit: refuse them, or cut their end or start.
     model
         A model by name; default: the server's first embedder.
+    tenant
+        Whose work it is, where tenants share a server by weight.
+    priority
+        interactive or bulk, which gives way to interactive work; default: bulk with --output, else interactive.
     field
         JSON field that holds the text; repeat it to join several by a space. Default: text.
     batch_size
@@ -126,7 +133,8 @@ def embed(
     }
     tally = Tally()
     with ExitStack() as stack:
-        client = stack.enter_context(Client(server))
+        chosen: PriorityName = priority or ("interactive" if output is None else "bulk")
+        client = stack.enter_context(Client(server, tenant=tenant, priority=chosen))
         size = (dimensions or served_model(client, model).dimensions) if "dense" in outputs else 0
         layout = Layout(Encoding(encoding), size, tuple(dict.fromkeys(outputs)))
         table = Shown(options, layout)
