@@ -1,6 +1,7 @@
 """How every process of the server writes its log: lines for people, or one JSON object a line for machines.
 
-A client's texts stand in no line. What a line says beside its message travels as ``extra={"fields": {...}}``.
+A client's texts stand in no line. What a line says beside its message travels as ``extra={"fields": {...}}``. gRPC's
+library tells its own trouble on stderr too, in a form of its own.
 """
 
 from __future__ import annotations

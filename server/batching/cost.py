@@ -13,6 +13,7 @@ KEPT = 12  # batches of each size; sizes are powers of two
 FIT_EVERY = 4  # batches
 OUTLIER = 4.0  # a batch so many times slower than predicted was interrupted by something else
 ERROR_MEMORY = 0.05  # weight of the newest batch in ``error``
+LEAST_GAIN = 1e-6  # in the mean squared relative error, so that rounding does not choose between terms that are alike
 
 
 class CostModel:
@@ -68,7 +69,7 @@ def _fit(batches: list[tuple[int, int, float]]) -> tuple[float, float, float]:
         found = dict(zip(terms, solved, strict=True))
         a, b, c = (found.get(term, 0.0) for term in range(3))
         loss = sum((a * one + b * tokens + c * squares - 1.0) ** 2 for one, tokens, squares in rows)
-        if loss < least * (1 - 1e-9):
+        if loss < least - LEAST_GAIN * len(rows):
             best, least = (a, b, c), loss
     return best
 

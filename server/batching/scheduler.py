@@ -29,6 +29,7 @@ OVERHEAD = 0.05  # what a batch may lose to its fixed cost: larger ones gain not
 LEAST_BUDGET_TOKENS = 512
 LOAD_MEMORY_S = 1.0
 MOST_RETRY_S = 10.0
+ANY_SIZE = 1 << 62
 
 
 @dataclass(slots=True)
@@ -42,9 +43,12 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """What a tenant meets in its class: the tokens that it may still queue, and when all it queued should be done."""
+    """What a tenant meets in its class: the tokens that it may still queue, and when all it queued should be done.
 
-    tenant: str
+    ``tenant`` None is anybody who waits for nothing.
+    """
+
+    tenant: str | None
     priority: Priority
     room_tokens: int
     done_at: float
@@ -132,20 +136,19 @@ class Scheduler:
         return plan
 
     def pressure(self, now: float) -> list[Pressure]:
-        """What every tenant that waits would meet now, and, as "", one that does not wait."""
+        """What every tenant that waits would meet now, and any that does not."""
         found = []
         for priority, share in self._shares.items():
-            for tenant in {*share.lines, ""}:
-                line = share.lines.get(tenant)
-                own, model = (0.0, 0) if line is None else (line.seconds, line.model or 0)
-                finish = self._finish(model, share, line, own, self._weight(tenant), now)
-                found.append(Pressure(tenant, priority, self._room(share, tenant), finish))
+            for line in share.lines.values():
+                finish = self._finish(line.model or 0, share, line, line.seconds, line.weight, now)
+                found.append(Pressure(line.tenant, priority, self._room(share, line, line.weight), finish))
+            finish = self._finish(0, share, None, 0.0, 1.0, now)
+            found.append(Pressure(None, priority, self._room(share, None, 1.0), finish))
         return found
 
     def _admit(self, job: EngineJob, num_tokens: int, finish: float, now: float) -> None:
         terms, share = job.terms, self._shares[job.terms.priority]
-        is_held = terms.tenant in share.lines or share.num_tokens > 2 * self.max_queue_tokens
-        if is_held and num_tokens > self._room(share, terms.tenant):
+        if num_tokens > self._room(share, share.lines.get(terms.tenant), self._weight(terms.tenant)):
             raise Overloaded(
                 f"the queue holds {share.num_tokens} {terms.priority.value} tokens, {num_tokens} more would pass the "
                 f"limit {self.max_queue_tokens} (max_queue_tokens); try again later",
@@ -164,12 +167,14 @@ class Scheduler:
                 reason="deadline",
             )
 
-    def _room(self, share: Share, tenant: str) -> int:
-        """Tokens that a tenant may still queue in a class: what is free there, or what its weight gives it of all."""
+    def _room(self, share: Share, line: Line | None, weight: float) -> int:
+        """Tokens that a tenant may still queue in a class: what is free there, or what its weight gives it of all.
+
+        One that waits for nothing may queue a request of any size, unless so many do that twice the limit is reached.
+        """
         free = self.max_queue_tokens - share.num_tokens
-        weight, line = self._weight(tenant), share.lines.get(tenant)
         if line is None:
-            return max(free, int(self.max_queue_tokens * weight / (weight + share.weight)))
+            return ANY_SIZE if share.num_tokens <= 2 * self.max_queue_tokens else 0
         return max(free, int(self.max_queue_tokens * weight / share.weight) - line.num_tokens)
 
     def _set_due(self, sequences: list[Sequence], seconds: float, share: Share, line: Line | None, now: float) -> float:

@@ -77,6 +77,9 @@ class Board:
         return {(tag, PRIORITIES[priority]): (room, done_at) for tag, priority, room, done_at in found}
 
 
-def tag_of(tenant: str) -> int:
-    """A number for a tenant's name; two that share one are only told later by whom the queue is held."""
-    return zlib.crc32(tenant.encode())
+def tag_of(tenant: str | None) -> int:
+    """A number for a tenant's name, 0 for any that waits for nothing.
+
+    Of two tenants with one number the later one holds for both, until the engine itself decides.
+    """
+    return 0 if tenant is None else zlib.crc32(tenant.encode(), 1) or 1

@@ -25,11 +25,10 @@ class Gate:
             self._version, self._lines = version, self._board.lines()
         key = (tag_of(terms.tenant), terms.priority)
         line = self._lines.get(key)
-        room, done_at = line or self._lines.get((tag_of(""), terms.priority)) or (num_tokens, 0.0)
+        room, done_at = line or self._lines.get((tag_of(None), terms.priority)) or (num_tokens, 0.0)
         now = time.monotonic()
         wait = max(0.0, done_at - now)
-        # A tenant that holds nothing may send one request of any size.
-        if line is not None and num_tokens > room:
+        if num_tokens > room:
             raise Overloaded(
                 f"the queue is full: about {num_tokens} more {terms.priority.value} tokens would pass the limit "
                 "(max_queue_tokens); try again later",

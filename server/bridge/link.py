@@ -79,10 +79,10 @@ class EngineLink(asyncio.Protocol):
         job_id = next(self._ids)
         done: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._jobs[job_id], self._starts[job_id] = done, start
-        transport.write(submit_frame(job_id, start, len(tokens), num_tokens, model, output, terms))
         submitted, notes = time.monotonic(), terms.notes
         if notes is not None:
             notes.num_tokens += num_tokens
+        transport.write(submit_frame(job_id, start, len(tokens), num_tokens, model, output, terms))
         try:
             errors, began, ended = await done
         except asyncio.CancelledError:

@@ -4,8 +4,10 @@ Imported only where traces are asked for. All spans of a call are made when it h
 way, so a call that is not sampled pays for the look at its ``traceparent`` and no more. Texts are in no span.
 """
 
+import logging
 import random
 import re
+import threading
 import time
 from collections.abc import Callable
 
@@ -38,6 +40,9 @@ ERRORS = (
 )
 
 
+_log = logging.getLogger(__name__)
+
+
 class Traces:
     """A Watcher. A call is sampled if its ``traceparent`` says so; one without a parent with probability ``ratio``.
 
@@ -66,8 +71,12 @@ class Traces:
 
     def close(self) -> None:
         """Sends what is left; gives up after ``CLOSE_TIMEOUT_S``."""
-        self._provider.force_flush(round(CLOSE_TIMEOUT_S * 1000))
-        self._provider.shutdown()
+        # OpenTelemetry's own timeout holds for each batch, and a collector that is gone would hold the server up.
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(CLOSE_TIMEOUT_S)
+        if closing.is_alive():
+            _log.warning("the last traces were not sent within %.1f s", CLOSE_TIMEOUT_S)
 
     def _record(self, call: Call, status: grpc.StatusCode, now: float, parent: Context) -> None:
         wall = (

@@ -1,40 +1,37 @@
-"""The server's log: its two forms, the line of a call, and that no text ever stands in it."""
+"""The server's log: its two forms, in every process, and the line of a call."""
 
-import asyncio
 import json
 import logging
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+import textwrap
+import time
+from collections.abc import Iterator
+from concurrent import futures
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
-from google.protobuf import text_format
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from embedmux.proto import embed_pb2, embed_pb2_grpc, rerank_pb2, rerank_pb2_grpc, types_pb2
+from embedmux.client.blocking import Client
+from embedmux.client.stubs import make_stubs
+from embedmux.proto import embed_pb2
 from embedmux.server import logs
-from embedmux.server.bridge.local import LocalEngine
-from embedmux.server.config import EngineConfig, Limits, ModelConfig, ServeConfig
-from embedmux.server.desk import conduct, open_models
+from embedmux.server.bridge.board import BOARD_BYTES
+from embedmux.server.bridge.linked import memory_file
+from embedmux.server.config import EngineConfig, ServeConfig
 from embedmux.server.errors import InvalidConfig
-from embedmux.server.facts import ServerInfo, ServerLimits, ServerState
-from embedmux.server.models import default_adapters
-from embedmux.server.records import EngineJob, Notes, Sequence, Terms
+from embedmux.server.records import Notes, Terms
 from embedmux.server.rpc.access import AccessLog
 from embedmux.server.rpc.calls import Call
-from embedmux.server.rpc.embedder import Embedder
-from embedmux.server.rpc.lifecycle import Lifecycle
-from embedmux.server.rpc.reranker import Reranker
-from embedmux.server.rpc.server import TransportOptions, build_server
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
-SECRETS = ("zanzibar", "quicksilver", "périphérique")
-SECRET = " ".join(SECRETS)
+SECRET = "zanzibar"
 WAIT_S = 60
 
 
@@ -83,6 +80,25 @@ def test_every_process_is_told_the_form() -> None:
         ServeConfig(log_calls="some")
 
 
+def test_the_engine_process_obeys() -> None:
+    code = """
+        from embedmux.server.bridge import child
+        def fail(*_): raise RuntimeError("no such device")
+        child.Runtime = fail
+        child.main()
+    """
+    ours, theirs = socket.socketpair()
+    board = memory_file(BOARD_BYTES)
+    files = [str(theirs.fileno()), "0", str(board), str(theirs.fileno())]
+    command = [sys.executable, "-c", textwrap.dedent(code), *files, EngineConfig(log_format="json").to_json()]
+    with ours, theirs:
+        ended = subprocess.run(command, pass_fds=(theirs.fileno(), board), capture_output=True, text=True)
+    os.close(board)
+    (line,) = map(json.loads, ended.stderr.splitlines())
+    assert (ended.returncode, line["process"], line["message"]) == (1, "engine", "the model did not load")
+    assert line["exception"].endswith("RuntimeError: no such device")
+
+
 @pytest.mark.parametrize("status", list(grpc.StatusCode), ids=lambda status: status.name)
 def test_calls_that_fail_by_the_servers_fault_have_a_line(caplog, status: grpc.StatusCode) -> None:
     with caplog.at_level(logging.INFO):
@@ -107,104 +123,62 @@ def test_a_tenant_that_is_refused_is_not_repeated(caplog) -> None:
     assert caplog.records[-1].fields["tenant"] == ""
 
 
-class Facts:
-    """A server that lists no models."""
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Keeps the spans that it is sent."""
 
-    def describe(self) -> ServerInfo:
-        return ServerInfo("1", ServerState.SERVING, (), ServerLimits(1, 1, 1, 1, 1))
+    def __init__(self) -> None:
+        self.spans: dict[str, Any] = {}
 
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[LocalEngine]:
-    config = EngineConfig(models=(ModelConfig("minilm", default_adapters("minilm")),), threads=1)
-    engine = LocalEngine(config)
-    yield engine
-    engine.close()
+    def Export(self, request: Any, context: Any) -> Any:
+        for scope in [scope for resource in request.resource_spans for scope in resource.scope_spans]:
+            self.spans |= {span.name: span for span in scope.spans}
+        return trace_service_pb2.ExportTraceServiceResponse()
 
 
 @pytest.fixture
-async def stubs(engine: LocalEngine) -> AsyncIterator[tuple[Any, Any]]:
-    """Embedder and Reranker of a whole server in this process, which logs every call."""
-    served = open_models(ServeConfig(engine=engine.runtime.config), engine)
-    models = conduct(served, Limits(max_text_bytes=4000))
-    lifecycle = Lifecycle()
-    server = build_server(
-        [Embedder(models, lifecycle), Reranker(models, Facts())],
-        lifecycle,
-        options=TransportOptions(addresses=("127.0.0.1:0",)),
-        watchers=[AccessLog(logs_all=True)],
+def collector() -> Iterator[tuple[Collector, str]]:
+    """An OpenTelemetry collector, and where it listens."""
+    collector, server = Collector(), grpc.server(futures.ThreadPoolExecutor(1))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield collector, f"127.0.0.1:{port}"
+    server.stop(None)
+
+
+def test_a_server_of_three_processes_says_all_in_json_and_sends_what_was_measured(tmp_path, collector) -> None:
+    found, address = collector
+    port_file = tmp_path / "port"
+    words = ["--frontends", "2", "--log-format", "json", "--log-calls", "all", "--traces", address, "--threads", "1"]
+    words += ["--trace-ratio", "0"]
+    command = [sys.executable, "-m", "embedmux.server.cli", "serve", "--address", "127.0.0.1:0"]
+    log = (tmp_path / "log").open("w+b")
+    with log, subprocess.Popen([*command, "--port-file", str(port_file), *words], stdout=log, stderr=log) as process:
+        try:
+            while not port_file.exists() or not port_file.read_text().endswith("\n"):
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.02)
+            request = embed_pb2.EmbedRequest(texts=[embed_pb2.Text(text=SECRET)] * 2)
+            parent = ("traceparent", f"00-{'a' * 32}-{'b' * 16}-01")
+            with Client(f"127.0.0.1:{port_file.read_text().strip()}") as client:
+                client.wait_until_serving(WAIT_S)
+                assert client.embed([SECRET] * 3).vectors.shape == (3, 384)
+            with grpc.insecure_channel(f"127.0.0.1:{port_file.read_text().strip()}") as channel:
+                make_stubs(channel).embedder.Embed(request, metadata=[parent, ("x-request-id", "mine")])
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(WAIT_S) == 0
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert SECRET not in (tmp_path / "log").read_text()
+    assert all(TIME.fullmatch(line["time"]) and line["process"] in ("front", "engine") for line in lines)
+    (mine,) = [line for line in lines if line.get("request_id") == "mine"]
+    assert (mine["method"], mine["status"], mine["texts"]) == ("Embedder/Embed", "OK", 2)
+    assert mine["tokens"] > 0
+    root = found.spans["embedmux.v1.Embedder/Embed"]
+    below = [found.spans[name] for name in ("tokenize", "queue", "compute")]
+    assert {span.parent_span_id for span in below} == {root.span_id}
+    times = [time for span in below for time in (span.start_time_unix_nano, span.end_time_unix_nano)]
+    assert [root.start_time_unix_nano, *times, root.end_time_unix_nano] == sorted(
+        [root.start_time_unix_nano, *times, root.end_time_unix_nano]
     )
-    await server.start()
-    lifecycle.set(ServerState.SERVING)
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports[0]}") as channel:
-        yield embed_pb2_grpc.EmbedderStub(channel), rerank_pb2_grpc.RerankerStub(channel)
-    await server.stop(0)
-    for model in served:
-        model.tokenizer.close()
-
-
-def asked(text: str = SECRET, **instruction: Any) -> embed_pb2.EmbedRequest:
-    """One text with a neighbour."""
-    texts = [embed_pb2.Text(text=text, instruction=types_pb2.Instruction(**instruction)), embed_pb2.Text(text=SECRET)]
-    return embed_pb2.EmbedRequest(texts=texts)
-
-
-def poison(monkeypatch: pytest.MonkeyPatch, engine: LocalEngine) -> None:
-    """Batches fail that hold a long text, as if the device could not compute it."""
-    model = engine.runtime.models[0]
-    compute = model.compute
-
-    def compute_or_fail(sequences: list[Sequence]) -> Any:
-        if any(sequence.num_tokens > 20 for sequence in sequences):
-            raise RuntimeError("the device is in trouble")
-        return compute(sequences)
-
-    monkeypatch.setattr(model, "compute", compute_or_fail)
-
-
-async def said(call: Any) -> str:
-    """All that a client is told of a call's failures: its status, or the errors of its texts."""
-    try:
-        reply = await call
-    except grpc.aio.AioRpcError as error:
-        return f"{error.code().name} {error.details()} {error.trailing_metadata()}"
-    return " ".join(text_format.MessageToString(error) for error in getattr(reply, "errors", ()))
-
-
-def repeats(said: str) -> list[str]:
-    """Secrets, or halves of one, that stand in what was said."""
-    halves = [half for secret in SECRETS for half in (secret[: len(secret) // 2 + 1], secret[len(secret) // 2 :])]
-    return [half for half in halves if half in said.lower()]
-
-
-async def test_no_failure_repeats_a_text(stubs, engine, caplog, monkeypatch) -> None:
-    embedder, reranker = stubs
-    poison(monkeypatch, engine)
-    long = SECRET * 60
-    bad_utf8 = asked().SerializeToString().replace("é".encode(), b"\xc3x")
-    raw = embedder.Embed._channel if hasattr(embedder.Embed, "_channel") else None
-    assert raw is not None
-    rerank = rerank_pb2.RerankRequest(query=SECRET, documents=[SECRET])
-    with caplog.at_level(logging.DEBUG):
-        answers = {
-            "too many bytes": await said(embedder.Embed(asked(long))),
-            "too many tokens": await said(embedder.Embed(asked("a " * 1000 + SECRET))),
-            "bad task": await said(embedder.Embed(asked(task="nothing"))),
-            "bad adapter": await said(embedder.Embed(asked(adapter="nothing"))),
-            "no such prompt": await said(embedder.Embed(asked(prompt_name="nothing"))),
-            "no template": await said(embedder.Embed(asked(instruction=SECRET))),
-            "two prompts": await said(embedder.Embed(asked(instruction=SECRET, prompt=SECRET))),
-            "long prompt": await said(embedder.Embed(asked(prompt=long))),
-            "no reranker": await said(reranker.Rerank(rerank)),
-            "bad dimensions": await said(embedder.Embed(embed_pb2.EmbedRequest(texts=asked().texts, dimensions=9999))),
-            "poisoned": await said(embedder.Embed(asked(SECRET * 4))),
-            "tokenize": await said(embedder.Tokenize(embed_pb2.TokenizeRequest(texts=[embed_pb2.Text(text=long)]))),
-        }
-    assert bad_utf8 is not None
-    assert all(answers.values()), answers
-    assert "the device is in trouble" in answers["poisoned"]
-    assert "halving it" in caplog.text
-    assert {place: found for place, text in answers.items() if (found := repeats(text))} == {}
-    lines = "\n".join(map(logs.JsonLines("front").format, caplog.records))
-    assert repeats(lines) == [] == repeats(caplog.text)
-    assert sum("access" in each.name for each in caplog.records) == len(answers)
+    assert SECRET not in " ".join(map(str, found.spans.values()))

@@ -2,6 +2,7 @@
 
 import asyncio
 import mmap
+import time
 from typing import Any
 from unittest.mock import create_autospec
 
@@ -10,7 +11,7 @@ import pytest
 from embedmux.server.bridge.frames import DONE, SUBMIT, Kind, frame
 from embedmux.server.bridge.link import EngineLink
 from embedmux.server.errors import InvalidRequest, Overloaded, Unavailable
-from embedmux.server.records import ANY_TERMS, Encoding, OutputSpec, Tokens
+from embedmux.server.records import ANY_TERMS, Encoding, Notes, OutputSpec, Terms, Tokens
 
 OUTPUT = OutputSpec(8, Encoding.FLOAT32)
 SIZE = 4096
@@ -50,6 +51,28 @@ async def test_an_answer_gives_the_block_back() -> None:
     wire.answer(wire.sent(Kind.SUBMIT)[0])
     vectors, errors = await task
     assert (len(vectors), errors, wire.used) == (2 * 8 * 4, {}, 0)
+
+
+async def test_an_answer_notes_what_the_call_took() -> None:
+    wire, notes = Wire(), Notes()
+    task = asyncio.create_task(wire.link.embed(0, [Tokens([1, 2, 3], 3)], [-1], OUTPUT, Terms(notes=notes)))
+    await asyncio.sleep(0)
+    job_id = SUBMIT.unpack_from(wire.sent(Kind.SUBMIT)[0])[0]
+    now = time.monotonic()
+    wire.link.data_received(frame(Kind.DONE, DONE.pack(job_id, now + 1.0, now + 3.0)))
+    await task
+    assert notes.num_tokens == 3
+    assert [(name, end) for name, _, end in notes.spans] == [("queue", now + 1.0), ("compute", now + 3.0)]
+
+
+async def test_a_job_that_computed_nothing_was_only_queued() -> None:
+    wire, notes = Wire(), Notes()
+    task = asyncio.create_task(wire.link.embed(0, [Tokens([1], 1)], [-1], OUTPUT, Terms(notes=notes)))
+    await asyncio.sleep(0)
+    job_id = SUBMIT.unpack_from(wire.sent(Kind.SUBMIT)[0])[0]
+    wire.link.data_received(frame(Kind.DONE, DONE.pack(job_id, 0.0, 9.0)))
+    await task
+    assert [(name, end) for name, _, end in notes.spans] == [("queue", 9.0)]
 
 
 async def test_a_cancelled_block_is_kept_until_the_engine_has_answered() -> None:

@@ -76,8 +76,8 @@ class Tap:
         _, found, after = self.heard.rpartition(REPORT.encode())
         if not found:
             return None
-        # HPACK, not Huffman-coded: the value's length is 127 in the 7-bit prefix and what one more byte adds; then comes
-        # the zero by which C-core marks a value that is not in base64.
+        # HPACK, not Huffman-coded: the value's length is 127 in the 7-bit prefix and what one more byte adds; then the
+        # zero by which C-core marks a value that is not in base64.
         assert (after[0], after[2]) == (127, 0)
         size, start = 127 + after[1], 2
         return read(bytes(after[start + 1 : start + size]))
