@@ -2,15 +2,23 @@
 // give the same bits.
 #include "post_norm_layers.h"
 
+#include <c10/core/InferenceMode.h>
+
+#include <atomic>
+#include <cstring>
+
 #include "gemm_amx.h"
 #include "gemm_int8.h"
 #include "lora_arguments.h"
 #include "norm_pairs.h"
 #include "ops.h"
 #include "tensors.h"
+#include "threads.h"
 
 namespace embedmux {
 namespace {
+
+constexpr int64_t kLeastChunkRows = 64, kChunksPerThread = 4;
 
 // The arguments of the op, named.
 struct Arguments {
@@ -99,6 +107,42 @@ at::Tensor one_by_one(const Arguments& given) {
     x = add_layer_norm_cpu(fed, states, norms[2], norms[3], given.eps);
   }
   return x;
+}
+
+// Chunks of whole sequences, each through all layers on one thread: nobody waits for a thread that the system has set
+// aside, as steps that all threads share do once other processes want the processors too. Few rows are shared step by
+// step. The same bits, since a row's do not depend on its neighbours.
+at::Tensor by_chunks(const Arguments& given) {
+  const int64_t rows = given.x.size(0), sequences = given.offsets.numel() - 1, threads = at::get_num_threads();
+  const int64_t count = std::min(rows / kLeastChunkRows, kChunksPerThread * threads);
+  // Products of other types are oneDNN's, which has threads of its own.
+  if (threads < 2 || count < threads || given.x.element_size() != 2) return one_by_one(given);
+  check_offsets(given.offsets, "offsets", rows);
+  const int32_t* offsets = given.offsets.const_data_ptr<int32_t>();
+  std::vector<int64_t> cuts{0};
+  for (int64_t s = 1; s <= sequences; ++s) {
+    if (s == sequences || offsets[s] * count >= rows * static_cast<int64_t>(cuts.size())) cuts.push_back(s);
+  }
+  at::Tensor out = at::empty_like(given.x);
+  std::atomic<size_t> next{0};
+  const bool infers = c10::InferenceMode::is_enabled();
+  run_team(threads, [&](const Team&) {
+    const c10::InferenceMode mode(infers);
+    const at::AutoDispatchBelowADInplaceOrView no_autograd;
+    for (size_t index = next++; index + 1 < cuts.size(); index = next++) {
+      const int64_t first = offsets[cuts[index]], last = offsets[cuts[index + 1]];
+      const at::Tensor x = given.x.narrow(0, first, last - first);
+      const at::Tensor own = given.offsets.narrow(0, cuts[index], cuts[index + 1] - cuts[index] + 1) - first;
+      const at::Tensor segments = (given.segment_offsets - first).clamp(0, last - first);
+      const at::Tensor found = one_by_one({x, own, given.arena, segments, given.segment_slots, given.segment_sets,
+                                           given.weights, given.biases, given.adapters, given.packed, given.norms,
+                                           given.heads, given.scale, given.eps, given.activation});
+      const size_t width = x.size(1) * x.element_size();
+      std::memcpy(static_cast<char*>(out.mutable_data_ptr()) + first * width, found.const_data_ptr(),
+                  (last - first) * width);
+    }
+  });
+  return out;
 }
 
 // The weight set of each sequence: that of the segment it lies in, which must be one.
@@ -216,7 +260,7 @@ at::Tensor post_norm_layers(const at::Tensor& x, const at::Tensor& offsets, int6
                         adapters, packed,  norms, num_heads,       scale,         eps,          activation};
   check_counts(given);
   at::AutoDispatchBelowADInplaceOrView no_autograd;
-  return can_fuse_post_norm_layers(x, given.hidden(), given.inner(), num_heads) ? fused(given) : one_by_one(given);
+  return can_fuse_post_norm_layers(x, given.hidden(), given.inner(), num_heads) ? fused(given) : by_chunks(given);
 }
 
 }  // namespace
