@@ -31,7 +31,7 @@ from embedmux.server.records import EngineJob, Sequence
 
 logger = logging.getLogger(__name__)
 
-Done = Callable[[EngineJob], None]
+Done = Callable[[list[EngineJob]], None]
 # Computes sequences, in this order, into one row of bytes (uint8) for each, or the error of that text alone.
 Compute = Callable[[list[Sequence]], Collection[np.ndarray | EmbedmuxError]]
 LATE = "the deadline passed while the text was queued"
@@ -79,7 +79,7 @@ class Engine:
         self._thread.start()
 
     def submit(self, job: EngineJob, done: Done) -> None:
-        """Queues a job; ``done(job)`` is called once, when every text of it has an answer."""
+        """Queues a job; ``done`` is called once with it, and maybe with others, when every text has an answer."""
         now = job.enqueued = time.monotonic()
         handles, lengths = job.adapters.tolist(), (job.offsets[1:] - job.offsets[:-1]).tolist()
         slots = self._lease(job.model, handles)
@@ -115,7 +115,7 @@ class Engine:
             for sequence in sequences:
                 job.errors[sequence.index] = refused
         if refused is not None or not sequences:
-            done(job)  # once it is queued, the device thread may answer it before this call returns
+            done([job])  # once it is queued, the device thread may answer it before this call returns
         else:
             self._finish(kept)
 
@@ -230,18 +230,20 @@ class Engine:
     def _finish(self, sequences: list[Sequence]) -> None:
         """Counts answered texts off their jobs, and answers the jobs that have no other left."""
         self._release(sequences)
-        finished: list[tuple[EngineJob, Done]] = []
+        finished: dict[Done, list[EngineJob]] = {}
         with self._wake:  # cancel runs on the caller's thread, so the count is shared
             for sequence in sequences:
                 job = sequence.job
                 job.remaining -= 1
                 if not job.remaining:
-                    finished.append(self._done.pop(id(job)))
+                    _, done = self._done.pop(id(job))
+                    finished.setdefault(done, []).append(job)
         now = time.monotonic()
-        for job, done in finished:
-            if not job.errors:
-                self.stats.answered(job.model, job.expected - job.enqueued, now - job.enqueued)
-            done(job)
+        for done, jobs in finished.items():
+            for job in jobs:
+                if not job.errors:
+                    self.stats.answered(job.model, job.expected - job.enqueued, now - job.enqueued)
+            done(jobs)
 
     def _unrepeated(self, sequences: list[Sequence], now: float) -> tuple[list[Sequence], list[Sequence]]:
         """The texts that must be computed, and those whose row was kept and is in place already; others wait."""

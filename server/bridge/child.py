@@ -115,9 +115,10 @@ class FrontConnection:
         self._jobs[job_id] = job
         self._process.runtime.engine.submit(job, self._done)
 
-    def _done(self, job: EngineJob) -> None:
-        self._jobs.pop(job.id, None)
-        self.send(done_frame(job))
+    def _done(self, jobs: list[EngineJob]) -> None:
+        for job in jobs:
+            self._jobs.pop(job.id, None)
+        self.send(b"".join(map(done_frame, jobs)))
 
 
 class EngineProcess:

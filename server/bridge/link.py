@@ -47,6 +47,7 @@ class EngineLink(asyncio.Protocol):
         self._starts: dict[int, int] = {}  # job id -> its block; kept until DONE, since the engine writes to it
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._reader = FrameReader()
+        self._unsent: list[bytes] = []
         self._transport: asyncio.Transport | None = None
 
     async def embed(
@@ -82,14 +83,14 @@ class EngineLink(asyncio.Protocol):
         submitted, notes = time.monotonic(), terms.notes
         if notes is not None:
             notes.num_tokens += num_tokens
-        transport.write(submit_frame(job_id, start, len(tokens), num_tokens, model, output, terms))
+        self._send(submit_frame(job_id, start, len(tokens), num_tokens, model, output, terms))
         try:
             errors, began, ended = await done
         except asyncio.CancelledError:
             if job_id not in self._jobs:  # answered just before or just after this task was cancelled
                 self._give_back(job_id)
             elif not transport.is_closing():
-                transport.write(frame(Kind.CANCEL, JOB_ID.pack(job_id)))
+                self._send(frame(Kind.CANCEL, JOB_ID.pack(job_id)))
             raise
         vectors = bytes(block.out)
         self._give_back(job_id)
@@ -99,21 +100,22 @@ class EngineLink(asyncio.Protocol):
 
     async def call(self, method: str, **arguments: Any) -> Any:
         """The result of a method of the engine process; raises the error it answered with."""
-        transport = self._connected()
+        self._connected()
         call_id = next(self._ids)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._calls[call_id] = answer
-        transport.write(json_frame(Kind.CALL, {"id": call_id, "method": method, "arguments": arguments}))
+        self._send(json_frame(Kind.CALL, {"id": call_id, "method": method, "arguments": arguments}))
         return await answer
 
     def open(self) -> None:
         """Lets other fronts connect to the engine."""
-        self._connected().write(frame(Kind.OPEN))
+        self._connected()
+        self._send(frame(Kind.OPEN))
 
     def close(self) -> None:
         """Asks the engine to finish what it holds and end; ``lost`` resolves when it has."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame(Kind.CLOSE))
+            self._send(frame(Kind.CLOSE))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is open; the engine is still loading."""
@@ -158,6 +160,18 @@ class EngineLink(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             raise Unavailable("the engine process is not running; it is being restarted, try again")
         return self._transport
+
+    def _send(self, data: bytes) -> None:
+        """Writes a frame, together with those of the other calls that the event loop runs now: a write takes longer
+        than all else that happens here."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(data)
+
+    def _flush(self) -> None:
+        frames, self._unsent = self._unsent, []
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"".join(frames))
 
     def _done(self, payload: bytes) -> None:
         job_id, answer = parse_done(payload)

@@ -65,7 +65,7 @@ class LocalEngine:
             if not done.done():
                 done.set_result(None)
 
-        def finished(_: EngineJob) -> None:
+        def finished(_: list[EngineJob]) -> None:
             loop.call_soon_threadsafe(resolve)
 
         submitted, notes = time.monotonic(), terms.notes

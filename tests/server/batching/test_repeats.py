@@ -62,7 +62,8 @@ class Job:
         )  # fmt: skip
         engine.submit(self.job, self._done)
 
-    def _done(self, _: EngineJob) -> None:
+    def _done(self, jobs: list[EngineJob]) -> None:
+        assert jobs.count(self.job) == 1
         self.answers += 1
         self.answered.set()
 

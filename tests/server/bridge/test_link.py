@@ -8,7 +8,7 @@ from unittest.mock import create_autospec
 
 import pytest
 
-from embedmux.server.bridge.frames import DONE, SUBMIT, Kind, frame
+from embedmux.server.bridge.frames import DONE, SUBMIT, FrameReader, Kind, frame
 from embedmux.server.bridge.link import EngineLink
 from embedmux.server.errors import InvalidRequest, Overloaded, Unavailable
 from embedmux.server.records import ANY_TERMS, Encoding, Notes, OutputSpec, Terms, Tokens
@@ -32,8 +32,9 @@ class Wire:
         )
 
     def sent(self, kind: Kind) -> list[bytes]:
-        frames = [call.args[0] for call in self.transport.write.call_args_list]
-        return [data[5:] for data in frames if data[4] == kind]
+        self.link._flush()  # what the event loop does when the calls that run now have had their turn
+        written = b"".join(call.args[0] for call in self.transport.write.call_args_list)
+        return [payload for found, payload in FrameReader().feed(written) if found is kind]
 
     def answer(self, submitted: bytes) -> None:
         self.link.data_received(frame(Kind.DONE, DONE.pack(SUBMIT.unpack_from(submitted)[0], 0.0, 0.0)))
