@@ -27,6 +27,7 @@ GIVES_WAY = 4.0  # a text waits so many seconds longer for each second, beyond a
 GIVES_WAY_MOST_S = 4.0
 OVERHEAD = 0.05  # what a batch may lose to its fixed cost: larger ones gain nothing and are answered later
 LEAST_BUDGET_TOKENS = 512
+STRETCH = 0.25  # of the budget: so much more is taken to finish a request
 LOAD_MEMORY_S = 1.0
 MOST_RETRY_S = 10.0
 ANY_SIZE = 1 << 62
@@ -202,6 +203,8 @@ class Scheduler:
         a, budget = self.costs[model].coefficients[0], max(self._budget_s(model), 1e-9)
         full = math.floor(ahead / budget)
         start = max(now, self.busy_until) + full * (budget + a)
+        if full and ahead <= (full + STRETCH) * budget:  # what is left goes with the batch before it
+            return start + ahead - full * budget
         # The last batch takes in what arrives before it starts.
         last = min(budget, ahead - full * budget + (start - now) * min(1.0, self._load_now(now)))
         return start + last + a
@@ -218,7 +221,8 @@ class Scheduler:
         fixed = cost.coefficients[0]
         passed_over: list[tuple[Line, Entry]] = []
         seconds, num_tokens, is_full = 0.0, 0, False
-        touched = []
+        touched: list[Line] = []
+        jobs: set[EngineJob] = set()  # those with texts in the batch
         while order and not is_full:
             line = order.pop(0)
             if not line.holds(model):
@@ -229,16 +233,18 @@ class Scheduler:
                 entry = line.pop(model)
                 sequence = entry[2]
                 deadline = sequence.job.terms.deadline
+                most = self._stretched(budget, seconds, sequence) if sequence.job in jobs else budget
                 if deadline is not None and deadline <= now + fixed + sequence.cost:
                     plan.expired.append(sequence)
                     self._leave(sequence)
                 elif plan.batch and (
-                    seconds + sequence.cost > budget or num_tokens + sequence.num_tokens > self.max_batch_tokens
+                    seconds + sequence.cost > most or num_tokens + sequence.num_tokens > self.max_batch_tokens
                 ):
                     passed_over.append((line, entry))
                     is_full = len(passed_over) >= LOOK_AHEAD
                 else:
                     plan.batch.append(sequence)
+                    jobs.add(sequence.job)
                     seconds += sequence.cost
                     num_tokens += sequence.num_tokens
                     line.served += sequence.num_tokens / line.weight
@@ -268,6 +274,14 @@ class Scheduler:
         each = b + c * self._mean_length
         tokens = a / max(each, 1e-12) * (1.0 / OVERHEAD - 1.0)
         return each * min(self.max_batch_tokens, max(LEAST_BUDGET_TOKENS, tokens))
+
+    def _stretched(self, budget: float, seconds: float, sequence: Sequence) -> float:
+        """The budget for a job that the batch has begun with: a little more, if all that is left of the job fits then.
+
+        A few texts left over would wait for a whole batch, whose length depends on who comes meanwhile.
+        """
+        left = self._queued_by_job[id(sequence.job)] * sequence.cost
+        return budget * (1.0 + STRETCH) if seconds + left <= budget * (1.0 + STRETCH) else budget
 
     def _load_now(self, now: float) -> float:
         return self._load * math.exp(-max(0.0, now - self._load_at) / LOAD_MEMORY_S)
