@@ -131,6 +131,7 @@ class Limits:
     max_message_bytes: int = 64 << 20
     max_stream_requests: int = 8
     max_stream_texts: int = 1024
+    max_held_texts: int = 65_536  # of all streams together, read and not yet answered to the end
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

@@ -49,6 +49,7 @@ class Front:
                 self.lifecycle,
                 max_stream_requests=limits.max_stream_requests,
                 max_stream_texts=limits.max_stream_texts,
+                max_held_texts=limits.max_held_texts,
             ),
             Reranker(models, self),
             Adapters(self.desk),

@@ -25,11 +25,41 @@ class _Pending:
     num_texts: int
 
 
+class Held:
+    """Texts between reading and writing in all streams together; beyond ``max_texts`` a stream holds one request."""
+
+    def __init__(self, max_texts: int) -> None:
+        self._max_texts = max_texts
+        self._num_texts = 0
+        self._waiting: set[asyncio.Event] = set()
+
+    def has_room(self, num_texts: int) -> bool:
+        """Whether a stream that holds something may hold so many more."""
+        return self._num_texts + num_texts <= self._max_texts
+
+    def add(self, num_texts: int) -> None:
+        """So many came, or, with a minus, went; then streams that wait look again."""
+        self._num_texts += num_texts
+        if num_texts < 0:
+            for event in self._waiting:
+                event.set()
+
+    async def wait(self, event: asyncio.Event) -> None:
+        """Until the stream's own event, or until texts went in any stream."""
+        event.clear()
+        self._waiting.add(event)
+        try:
+            await event.wait()
+        finally:
+            self._waiting.discard(event)
+
+
 class AnswerStream:
     """One stream. A request enters the window when it is read and leaves it when its answer is written.
 
     Writing waits for the client to take what was written before, so a client that does not read fills its own window;
-    then nothing more is read from it.
+    then nothing more is read from it. Many such clients fill what all streams may hold (``Held``), and have a window
+    of one request then.
     """
 
     def __init__(
@@ -39,9 +69,11 @@ class AnswerStream:
         *,
         max_requests: int,
         max_texts: int,
+        held: Held,
     ) -> None:
         self._call = call
         self._embed = embed
+        self._held = held
         self._max_requests = max_requests
         self._max_texts = max_texts
         self._window: deque[_Pending] = deque()
@@ -69,6 +101,7 @@ class AnswerStream:
                 )
             reader.result()
         finally:
+            self._held.add(-self._num_texts)
             await _end([reader, *(pending.answer for pending in self._window)])
 
     async def _read(self) -> None:
@@ -81,14 +114,16 @@ class AnswerStream:
             await self._room_for(num_texts)
             self._window.append(_Pending(asyncio.create_task(self._answer(request)), num_texts))
             self._num_texts += num_texts
+            self._held.add(num_texts)
             self._arrived.set()
 
     async def _room_for(self, num_texts: int) -> None:
         while self._window and (
-            len(self._window) >= self._max_requests or self._num_texts + num_texts > self._max_texts
+            len(self._window) >= self._max_requests
+            or self._num_texts + num_texts > self._max_texts
+            or not self._held.has_room(num_texts)
         ):
-            self._left.clear()
-            await self._left.wait()
+            await self._held.wait(self._left)
 
     async def _write(self, reader: asyncio.Task[None]) -> int:
         num_answered = 0
@@ -102,6 +137,7 @@ class AnswerStream:
             await self._call.context.write(await pending.answer)
             self._window.popleft()
             self._num_texts -= pending.num_texts
+            self._held.add(-pending.num_texts)
             self._left.set()
             num_answered += 1
 

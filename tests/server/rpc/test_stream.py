@@ -132,3 +132,16 @@ async def test_work_that_something_dropped_fails_its_request_only(running, encod
     encoder.respond = respond
     call = running.embedder.EmbedStream(iter([request(0), request(1, 2), request(2)]), timeout=TIMEOUT_S)
     assert [reply.failure.code async for reply in call] == [0, 13, 0]
+
+
+async def test_all_streams_share_what_may_be_held_and_each_has_one_request(serve, encoder, gate):
+    running = await serve(stream={"max_held_texts": 4})
+    calls = [
+        running.embedder.EmbedStream((request(at, num_texts=2) for at in range(4)), timeout=TIMEOUT_S) for _ in range(3)
+    ]
+    await encoder.has_jobs(3)
+    await settle(running)
+    assert len(encoder.jobs) in (3, 4), "one or two streams hold four texts, each other one has its one request"
+    gate.open.set()
+    for call in calls:
+        assert [int(reply.request_id) async for reply in call] == [0, 1, 2, 3]
