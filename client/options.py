@@ -25,7 +25,7 @@ COMPRESSIONS = {"none": grpc.Compression.NoCompression, "gzip": grpc.Compression
 
 
 def service_config(max_attempts: int = MAX_ATTEMPTS) -> dict[str, Any]:
-    """gRPC's service config: which calls are tried again, and when.
+    """gRPC's service config: which calls are tried again, and when: over some seconds, in which an engine is replaced.
 
     An overloaded server sends ``grpc-retry-pushback-ms``; gRPC then waits exactly that long instead of backing off.
     """
@@ -33,9 +33,9 @@ def service_config(max_attempts: int = MAX_ATTEMPTS) -> dict[str, Any]:
     if max_attempts > 1:
         methods["retryPolicy"] = {
             "maxAttempts": max_attempts,
-            "initialBackoff": "0.1s",
-            "maxBackoff": "2s",
-            "backoffMultiplier": 2,
+            "initialBackoff": "0.2s",
+            "maxBackoff": "5s",
+            "backoffMultiplier": 3,
             "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
         }
     return {"methodConfig": [methods]}

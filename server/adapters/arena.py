@@ -184,8 +184,9 @@ class AdapterArena:
     def _full(self, adapter_id: str, num_bytes: int) -> Overloaded:
         return Overloaded(
             f"adapter {adapter_id!r}: needs {num_bytes} bytes in one piece, {self.num_used_bytes} of "
-            f"{self.max_bytes} are taken; unload an adapter",
+            f"{self.max_bytes} are taken; unload an adapter, or raise the limit (--max-adapter-bytes)",
             RETRY_AFTER_S,
+            reason="memory",
         )
 
     def _aligned(self, offset: int) -> int:
