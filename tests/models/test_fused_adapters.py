@@ -85,7 +85,7 @@ def test_a_batch_with_adapters_equals_their_merged_weights(family: Family, tmp_p
         ids = [reference.token_ids(text) for text in TEXTS]
         tokens = [Tokens(each, len(each)) for each in ids for _ in handles]
         output = OutputSpec(wanted[0].shape[1], Encoding.FLOAT32)
-        data, errors = asyncio.run(engine.embed(0, tokens, handles * len(TEXTS), output, None))
+        data, errors = asyncio.run(engine.embed(0, tokens, handles * len(TEXTS), output))
     finally:
         engine.close()
     assert not errors

@@ -70,7 +70,7 @@ def vectors(engine: LocalEngine, ids: list[list[int]], handles: list[int]) -> np
     """[n, handles, d] of one batch with every text under every handle."""
     tokens = [Tokens(each, len(each)) for each in ids for _ in handles]
     output = OutputSpec(engine.models[0].dimensions, Encoding.FLOAT32)
-    data, errors = asyncio.run(engine.embed(0, tokens, handles * len(ids), output, None))
+    data, errors = asyncio.run(engine.embed(0, tokens, handles * len(ids), output))
     assert not errors
     return np.frombuffer(data, "<f4").reshape(len(ids), len(handles), -1)
 

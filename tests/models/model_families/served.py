@@ -101,7 +101,7 @@ class Served:
     def rows(self, tokens: list[Tokens], *, adapters: list[int], output: OutputSpec | None = None) -> list[bytes]:
         """What the engine makes of token ids, a row of bytes each, in one batch."""
         output = output or OutputSpec(self.engine.models[0].dimensions, Encoding.FLOAT32)
-        data, errors = self._runner.run(self.engine.embed(0, tokens, adapters, output, None))
+        data, errors = self._runner.run(self.engine.embed(0, tokens, adapters, output))
         assert not errors, errors
         starts = output.row_starts([len(text.ids) for text in tokens])
         return [data[starts[i] : starts[i + 1]] for i in range(len(tokens))]

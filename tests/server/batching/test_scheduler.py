@@ -225,3 +225,12 @@ def test_a_cancelled_job_leaves_the_other_models_alone() -> None:
     stays = add(scheduler, make_job([10], model=1))
     assert scheduler.cancel(gone[0].job) == gone
     assert scheduler.plan(0.0).batch == stays
+
+
+def test_an_idle_device_tries_what_it_thinks_is_too_late_and_so_learns() -> None:
+    scheduler = make_scheduler()
+    (tried,) = add(scheduler, make_job([90], deadline=0.091))
+    assert scheduler.plan(0.0).batch == [tried]
+    with pytest.raises(Overloaded):
+        add(scheduler, make_job([90], now=0.01, deadline=0.1))
+    add(scheduler, make_job([90], now=0.1, deadline=0.15))
