@@ -28,12 +28,14 @@ from embedmux.server.config import ServeConfig
 from embedmux.server.errors import EmbedmuxError
 from embedmux.server.facts import ServerState
 from embedmux.server.front import Front
+from embedmux.server.metrics.counters import merged
 
 logger = logging.getLogger(__name__)
 REPORT_S = 1.0
 RECONNECT_S = 0.1
 RESTART_S = 0.5
 STOP_MARGIN_S = 5.0
+MOST_REPORT_BYTES = 64 << 20
 
 
 @dataclass(slots=True)
@@ -76,8 +78,14 @@ class Beside:
     async def _keep(self, place: int) -> None:
         while True:
             running = self._running[place] = await self._launch()
-            while line := await running.reader.readline():
-                self.reports[place] = json.loads(line)
+            ended = self.reports.get(place)  # by those that stood here before: what was counted stays counted
+            try:
+                while line := await running.reader.readline():
+                    counted = json.loads(line)
+                    self.reports[place] = counted if ended is None else merged([ended, counted])
+            except ValueError:  # no report, or one without an end
+                logger.exception("front process %d reports what cannot be read", place)
+                running.process.kill()
             code = await asyncio.to_thread(running.process.wait)
             logger.error("front process %d ended with exit code %s; starting it again", place, code)
             await asyncio.sleep(RESTART_S)
@@ -91,7 +99,7 @@ class Beside:
                 pass_fds=(self._board_file, theirs.fileno()),
                 stdin=subprocess.DEVNULL,
             )  # fmt: skip
-        return _Process(process, *await asyncio.open_connection(sock=ours))
+        return _Process(process, *await asyncio.open_connection(sock=ours, limit=MOST_REPORT_BYTES))
 
 
 def refuse_taken(address: str) -> None:

@@ -17,6 +17,7 @@ LOG_FORMATS = ("text", "json")
 LOG_CALLS = ("none", "failed", "all")
 ORCA = ("never", "asked", "always")
 MAX_THREADS = 1024
+MAX_TENANT_LENGTH = 64
 MAX_PORT = 65_535
 LOOPBACK = "127.0.0.1"
 TOKENIZER_THREADS = min(8, os.cpu_count() or 1)
@@ -94,6 +95,8 @@ class EngineConfig:
         if not 0 < self.bulk_share < 1:
             raise InvalidConfig(f"bulk_share is {self.bulk_share}; it must be between 0 and 1, neither included")
         for tenant, weight in self.tenants.items():
+            if len(tenant) > MAX_TENANT_LENGTH:
+                raise InvalidConfig(f"tenant {tenant!r} has {len(tenant)} characters; it may have {MAX_TENANT_LENGTH}")
             if not 0 < weight < math.inf:
                 raise InvalidConfig(f"the weight of tenant {tenant!r} is {weight}; it must be a number above 0")
         if not self.models:
@@ -172,9 +175,9 @@ class ServeConfig:
             raise InvalidConfig(f"frontends is {self.frontends}; it must be 1 to {MAX_THREADS}")
         if self.frontends > 1 and self.address.startswith("unix:"):
             raise InvalidConfig(f"frontends is {self.frontends}; only a host:port can be shared, not {self.address!r}")
-        if self.stuck_after_s <= 0:
+        if not self.stuck_after_s > 0:
             raise InvalidConfig(f"stuck_after_s is {self.stuck_after_s}; it must be above 0")
-        if self.max_connection_age_s is not None and self.max_connection_age_s <= 0:
+        if self.max_connection_age_s is not None and not 0 < self.max_connection_age_s < math.inf:
             raise InvalidConfig(f"max_connection_age_s is {self.max_connection_age_s}; it must be above 0")
         if not 0 <= self.drain_s < math.inf:
             raise InvalidConfig(f"drain_s is {self.drain_s}; it must be a number of seconds, 0 or more")

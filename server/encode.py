@@ -4,6 +4,7 @@ A text that cannot be served gets an error of its own and costs its neighbours n
 whole request is raised.
 """
 
+import asyncio
 import time
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +21,7 @@ from embedmux.server.text.frames import Frame
 from embedmux.server.text.late import LateReader
 from embedmux.server.text.tokenizer import Tokenizer
 
+SMALL_TEXTS, LARGE_AT_ONCE = 32, 2
 NO_SPARSE = (b"", b"")
 
 
@@ -49,6 +51,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._engine = engine
         self._admission = Admission(limits)
+        self._large_turn = asyncio.Semaphore(LARGE_AT_ONCE)
         self._observer = observer or UnobservedTexts()
         late = catalog.contract.late
         self._late = LateReader(late) if late is not None else None
@@ -68,7 +71,11 @@ class Encoder:
         self._check(job)
         output = self._catalog.output(job)
         self._engine.expect(sum(map(len, job.texts)), job.terms)
-        reading = await self._read(job, output)
+        if len(job.texts) <= SMALL_TEXTS:
+            reading = await self._read(job, output)
+        else:  # a few at a time, so that small requests have their turn in between
+            async with self._large_turn:
+                reading = await self._read(job, output)
         served = list(reading.tokens)
         rows, errors = b"", reading.errors
         if served:

@@ -254,6 +254,7 @@ class Sequence:
     due: float = 0.0
     cost: float = 0.0
     key: bytes = b""
+    is_large: bool = False  # its request takes more than a batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,10 @@ class Runtime:
 
         ``stats`` is Stats.as_dict; times are in seconds, sizes in bytes, ``cost`` is the model of a batch's seconds.
         """
+        with self.engine.lock:  # the device thread changes it all
+            return self._snapshot()
+
+    def _snapshot(self) -> dict[str, Any]:
         scheduler, repeats = self.engine.scheduler, self.engine.repeats
         models = []
         for place, model in enumerate(self.models):

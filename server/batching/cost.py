@@ -13,6 +13,7 @@ KEPT = 12  # batches of each size; sizes are powers of two
 FIT_EVERY = 4  # batches
 OUTLIER = 4.0  # a batch so many times slower than predicted was interrupted by something else
 ERROR_MEMORY = 0.05  # weight of the newest batch in ``error``
+MOST_CHANGE = 4.0  # of what tokens cost, from one fit to the next: what waits was counted with the last one
 LEAST_GAIN = 1e-6  # in the mean squared relative error, so that rounding does not choose between terms that are alike
 
 
@@ -50,7 +51,10 @@ class CostModel:
         self._kept.setdefault(size, deque(maxlen=KEPT)).append((num_tokens, num_squares, seconds))
         self._num_batches += 1
         if self._num_batches <= FIT_EVERY or self._num_batches % FIT_EVERY == 0:
-            self.coefficients = _fit([batch for kept in self._kept.values() for batch in kept])
+            a, b, c = _fit([batch for kept in self._kept.values() for batch in kept])
+            before, now = predicted - self.coefficients[0], b * num_tokens + c * num_squares
+            factor = max(1.0, before / MOST_CHANGE / now) if self._num_batches > 1 else 1.0
+            self.coefficients = a, b * factor, c * factor
 
 
 def _fit(batches: list[tuple[int, int, float]]) -> tuple[float, float, float]:
@@ -62,7 +66,7 @@ def _fit(batches: list[tuple[int, int, float]]) -> tuple[float, float, float]:
     gram = [[sum(row[i] * row[j] for row in rows) for j in range(3)] for i in range(3)]
     wanted = [sum(row[i] for row in rows) for i in range(3)]
     best, least = FIRST_GUESS, float("inf")
-    for terms in ((0, 1, 2), (0, 1), (1, 2), (0, 2), (1,), (0,), (2,)):
+    for terms in ((0, 1, 2), (0, 1), (1, 2), (0, 2), (1,), (2,)):  # tokens cost something, whatever noise says
         solved = _solve([[gram[i][j] for j in terms] for i in terms], [wanted[i] for i in terms])
         if solved is None or min(solved) < 0.0:
             continue

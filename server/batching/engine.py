@@ -72,7 +72,7 @@ class Engine:
         self.board = board
         self._compute = compute
         self._leases = leases
-        self._wake = threading.Condition()
+        self.lock = threading.Condition()  # of the scheduler, the repeats and the jobs
         self._done: dict[int, tuple[EngineJob, Done]] = {}  # id(job) -> job, callback
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="embedmux-device", daemon=True)
@@ -94,7 +94,7 @@ class Engine:
         job.remaining = len(sequences)
         refused: EmbedmuxError | None = None
         kept: list[Sequence] = []
-        with self._wake:
+        with self.lock:
             if self._closing:
                 refused = Unavailable("the server is shutting down; send the request to another one")
             elif sequences:
@@ -102,7 +102,7 @@ class Engine:
                 try:
                     job.expected = self.scheduler.add(waiting, now) if waiting else now
                     self._done[id(job)] = (job, done)
-                    self._wake.notify()
+                    self.lock.notify()
                 except (Overloaded, DeadlineExceeded) as error:
                     refused = error
                     reason = error.reason if isinstance(error, Overloaded) else "expired"
@@ -121,7 +121,7 @@ class Engine:
 
     def cancel(self, job: EngineJob) -> None:
         """Drops a job's texts that are not yet computing; the job is still answered, with Cancelled for these."""
-        with self._wake:
+        with self.lock:
             following = self.repeats.cancel(job)
             dropped = self.scheduler.cancel(job)
             self._requeue_followers(dropped)
@@ -131,19 +131,19 @@ class Engine:
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Stops taking jobs, answers all that are queued and ends the thread; False if that took too long."""
-        with self._wake:
+        with self.lock:
             self._closing = True
-            self._wake.notify()
+            self.lock.notify()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
         while True:
-            with self._wake:
+            with self.lock:
                 if not self.scheduler and self.board is not None:
                     self.board.show(self.scheduler, 0.0)
                 while not self.scheduler and not self._closing:
-                    self._wake.wait()
+                    self.lock.wait()
                 if not self.scheduler:
                     return
                 now = time.monotonic()
@@ -168,7 +168,7 @@ class Engine:
         if not self._run_batch(order(batch)):
             return
         seconds = time.monotonic() - began
-        with self._wake:
+        with self.lock:
             self.scheduler.costs[model].observe(sum(lengths), sum(length * length for length in lengths), seconds)
         waits = [began - sequence.enqueued for sequence in batch]
         fill = sum(lengths) / self.scheduler.max_batch_tokens
@@ -204,7 +204,7 @@ class Engine:
             together = [sequence]
             if self.repeats:
                 kept = None if isinstance(row, EmbedmuxError) else row.tobytes()
-                with self._wake:
+                with self.lock:
                     together += self.repeats.finished(sequence, kept)
             if isinstance(row, EmbedmuxError):
                 logger.error("a text of %d tokens failed: %s", sequence.num_tokens, row)
@@ -231,7 +231,7 @@ class Engine:
         """Counts answered texts off their jobs, and answers the jobs that have no other left."""
         self._release(sequences)
         finished: dict[Done, list[EngineJob]] = {}
-        with self._wake:  # cancel runs on the caller's thread, so the count is shared
+        with self.lock:  # cancel runs on the caller's thread, so the count is shared
             for sequence in sequences:
                 job = sequence.job
                 job.remaining -= 1
@@ -273,7 +273,7 @@ class Engine:
     def _take_smaller_batches(self, batch: list[Sequence]) -> None:
         """What did not fit into memory will not the next time."""
         num_tokens = sum(sequence.num_tokens for sequence in batch)
-        with self._wake:
+        with self.lock:
             fits = max(1, min(self.scheduler.max_batch_tokens, num_tokens) // 2)
             self.scheduler.max_batch_tokens = fits
         logger.error("a batch of %d tokens did not fit into memory; batches have at most %d now", num_tokens, fits)

@@ -23,6 +23,7 @@ class Line:
         self.weight = weight
         self.served = 0.0
         self.num_tokens = 0
+        self.num_large_tokens = 0  # of requests that take more than a batch
         self.seconds = 0.0
         self._heaps: dict[int, list[Entry]] = {}
         self._seconds_due: dict[int, float] = {}  # by grain of due time
@@ -49,6 +50,7 @@ class Line:
         self._seconds_due[grain] = self._seconds_due.get(grain, 0.0) + sequence.cost
         self._latest = max(self._latest, due)
         self.num_tokens += sequence.num_tokens
+        self.num_large_tokens += sequence.num_tokens if sequence.is_large else 0
         self.seconds += sequence.cost
 
     def pop(self, model: int) -> Entry:
@@ -78,6 +80,7 @@ class Line:
     def _left(self, entry: Entry) -> None:
         due, _, sequence = entry
         self.num_tokens -= sequence.num_tokens
+        self.num_large_tokens -= sequence.num_tokens if sequence.is_large else 0
         if not self.num_tokens:  # start afresh, without what rounding left
             self.seconds, self._latest = 0.0, 0.0
             self._seconds_due.clear()
@@ -106,10 +109,10 @@ class Share:
         """The weights of all lines."""
         return sum(line.weight for line in self.lines.values())
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens in all lines."""
-        return sum(line.num_tokens for line in self.lines.values())
+    def num_tokens(self, *, is_large: bool) -> int:
+        """Tokens in all lines of requests that take more than a batch, or of those that do not."""
+        large = sum(line.num_large_tokens for line in self.lines.values())
+        return large if is_large else sum(line.num_tokens for line in self.lines.values()) - large
 
     def line(self, tenant: str, weight: float) -> Line:
         """The tenant's line; an empty one counts as waiting from now on."""

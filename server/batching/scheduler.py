@@ -1,36 +1,22 @@
-"""Which texts form the next batch, and which requests are refused. Pure: time is an argument, nothing here waits.
+"""Which texts form the next batch. Pure: time is an argument, nothing here waits, computes or imports torch.
 
 The order: classes by their share, tenants of a class by weighted fair queueing of tokens, texts of a tenant by the
 earlier of their deadline and ``patience_s`` after their arrival. What a request has beyond a batch gives way to others
 for a while. A batch is of one class and one model, and is filled up to a budget of seconds by the cost model; a text
 that does not fit is passed over for shorter ones behind it, but keeps its place.
-
-A request is refused when the queue is full, or when it could not be answered before its deadline.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from embedmux.server.batching.cost import CostModel
 from embedmux.server.batching.lines import Entry, Line, Share
-from embedmux.server.errors import DeadlineExceeded, Overloaded
+from embedmux.server.batching.outlook import LOAD_MEMORY_S, STRETCH, Outlook
 from embedmux.server.records import EngineJob, Priority, Sequence
 
 LOOK_AHEAD = 64  # texts passed over while filling one batch
 QUANTUM_TOKENS = 256  # a tenant is served so many before the next one's turn
-GIVES_WAY = 4.0  # a text waits so many seconds longer for each second, beyond a batch, of its own request before it
-GIVES_WAY_MOST_S = 4.0
-OVERHEAD = 0.05  # what a batch may lose to its fixed cost: larger ones gain nothing and are answered later
-LEAST_BUDGET_TOKENS = 512
-STRETCH = 0.25  # of the budget: so much more is taken to finish a request
-LOAD_MEMORY_S = 1.0
-MOST_RETRY_S = 10.0
-ANY_SIZE = 1 << 62
 
 
 @dataclass(slots=True)
@@ -42,49 +28,11 @@ class Plan:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Pressure:
-    """What a tenant meets in its class: the tokens that it may still queue, and when all it queued should be done.
-
-    ``tenant`` None is anybody who waits for nothing.
-    """
-
-    tenant: str | None
-    priority: Priority
-    room_tokens: int
-    done_at: float
-
-
-class Scheduler:
+class Scheduler(Outlook):
     """A bounded queue of texts. Not thread-safe: the engine calls it under its lock."""
 
-    def __init__(
-        self,
-        *,
-        max_batch_tokens: int,
-        max_batch_texts: int,
-        max_queue_tokens: int,
-        bulk_share: float = 0.1,
-        weights: Mapping[str, float] | None = None,
-        patience_s: float = 1.0,
-    ) -> None:
-        self.max_batch_tokens = max_batch_tokens
-        self.max_batch_texts = max_batch_texts
-        self.max_queue_tokens = max_queue_tokens
-        self.patience_s = patience_s
-        self.queued_tokens = 0
-        self.busy_until = 0.0  # when the batch that is being computed should be done
-        self.costs: defaultdict[int, CostModel] = defaultdict(CostModel)  # by model
-        self._weights = dict(weights or {})
-        self._shares = {Priority.INTERACTIVE: Share(1.0 - bulk_share), Priority.BULK: Share(bulk_share)}
-        self._level = 0.0  # where a class starts that comes back
-        self._arrivals = itertools.count()
-        self._queued_by_job: dict[int, int] = {}  # id(job) -> texts still queued
-        self._mean_length = 16.0
-        self._load, self._load_at = 0.0, 0.0  # seconds of work that arrive a second, of late
-
     def __len__(self) -> int:
-        return sum(len(line) for share in self._shares.values() for line in share.lines.values())
+        return self.queued_texts
 
     def add(self, sequences: list[Sequence], now: float, *, is_admitted: bool = False) -> float:
         """Queues the texts of one job, all or none, and returns when they should be done.
@@ -95,9 +43,11 @@ class Scheduler:
         """
         job = sequences[0].job
         terms, cost = job.terms, self.costs[job.model]
+        num_tokens = sum(sequence.num_tokens for sequence in sequences)
+        is_large = num_tokens > self.max_batch_tokens
         for sequence in sequences:
             sequence.cost = cost.text(sequence.num_tokens)
-        num_tokens = sum(sequence.num_tokens for sequence in sequences)
+            sequence.is_large = is_large
         seconds = sum(sequence.cost for sequence in sequences)
         share = self._shares[terms.priority]
         known = share.lines.get(terms.tenant)
@@ -110,6 +60,7 @@ class Scheduler:
         for sequence in sequences:
             line.push((sequence.due, next(self._arrivals), sequence))
         self.queued_tokens += num_tokens
+        self.queued_texts += len(sequences)
         self._queued_by_job[id(job)] = self._queued_by_job.get(id(job), 0) + len(sequences)
         self._load = self._load_now(now) + seconds / LOAD_MEMORY_S
         self._load_at = now
@@ -135,81 +86,6 @@ class Scheduler:
             self._fill(plan, share, now)
         self.busy_until = now + plan.seconds
         return plan
-
-    def pressure(self, now: float) -> list[Pressure]:
-        """What every tenant that waits would meet now, and any that does not."""
-        found = []
-        for priority, share in self._shares.items():
-            for line in share.lines.values():
-                finish = self._finish(line.model or 0, share, line, line.seconds, line.weight, now)
-                found.append(Pressure(line.tenant, priority, self._room(share, line, line.weight), finish))
-            finish = self._finish(0, share, None, 0.0, 1.0, now)
-            found.append(Pressure(None, priority, self._room(share, None, 1.0), finish))
-        return found
-
-    def _admit(self, job: EngineJob, num_tokens: int, finish: float, now: float) -> None:
-        terms, share = job.terms, self._shares[job.terms.priority]
-        if num_tokens > self._room(share, share.lines.get(terms.tenant), self._weight(terms.tenant)):
-            raise Overloaded(
-                f"the queue holds {share.num_tokens} {terms.priority.value} tokens, {num_tokens} more would pass the "
-                f"limit {self.max_queue_tokens} (max_queue_tokens); try again later",
-                retry_after_s=min(MOST_RETRY_S, max(0.02, (finish - now) / 2)),
-                reason="queue",
-            )
-        if terms.deadline is None or not self.costs[job.model].is_known:
-            return
-        if terms.deadline <= now:
-            raise DeadlineExceeded("the deadline passed before the text was queued")
-        is_idle = not self.queued_tokens and now >= self.busy_until
-        # An idle device tries: a prediction that is too long by mistake would otherwise never be found out.
-        if finish > terms.deadline and not is_idle:
-            raise Overloaded(
-                f"{num_tokens} tokens would be done in {finish - now:.3f} s, their deadline is in "
-                f"{terms.deadline - now:.3f} s; send them with a later one, or try again later",
-                retry_after_s=min(MOST_RETRY_S, max(0.02, finish - terms.deadline)),
-                reason="deadline",
-            )
-
-    def _room(self, share: Share, line: Line | None, weight: float) -> int:
-        """Tokens that a tenant may still queue in a class: what is free there, or what its weight gives it of all.
-
-        One that waits for nothing may queue a request of any size, unless so many do that twice the limit is reached.
-        """
-        free = self.max_queue_tokens - share.num_tokens
-        if line is None:
-            return ANY_SIZE if share.num_tokens <= 2 * self.max_queue_tokens else 0
-        return max(free, int(self.max_queue_tokens * weight / share.weight) - line.num_tokens)
-
-    def _set_due(self, sequences: list[Sequence], seconds: float, share: Share, line: Line | None, now: float) -> float:
-        """Gives every text its due time; returns when the last one should be done."""
-        terms, before = sequences[0].job.terms, 0.0
-        batch = self._budget_s(sequences[0].job.model)
-        for sequence in sequences:
-            due = now + self.patience_s + min(GIVES_WAY * max(0.0, before - batch), GIVES_WAY_MOST_S)
-            sequence.due = due if terms.deadline is None else min(due, terms.deadline - seconds + before)
-            before += sequence.cost
-        latest = max(sequences[0].due, sequences[-1].due)
-        own = seconds + (0.0 if line is None else line.seconds_before(latest))
-        return self._finish(sequences[0].job.model, share, line, own, self._weight(terms.tenant), now)
-
-    def _finish(self, model: int, share: Share, line: Line | None, own: float, weight: float, now: float) -> float:
-        """When a tenant's first ``own`` seconds of work should be done, others being served beside it."""
-        others = sum(min(each.seconds, own * each.weight / weight) for each in share.lines.values() if each is not line)
-        ahead = own + others
-        served = share.served if share.lines else max(share.served, self._level)
-        for other in self._shares.values():
-            if other is not share and other.lines:
-                # So much has the other class had by the time that this one has had its seconds.
-                turn = (served + ahead / share.share - other.served) * other.share
-                ahead += min(other.seconds, max(0.0, turn))
-        a, budget = self.costs[model].coefficients[0], max(self._budget_s(model), 1e-9)
-        full = math.floor(ahead / budget)
-        start = max(now, self.busy_until) + full * (budget + a)
-        if full and ahead <= (full + STRETCH) * budget:  # what is left goes with the batch before it
-            return start + ahead - full * budget
-        # The last batch takes in what arrives before it starts.
-        last = min(budget, ahead - full * budget + (start - now) * min(1.0, self._load_now(now)))
-        return start + last + a
 
     def _next_share(self) -> Share | None:
         waiting = [share for share in self._shares.values() if share.lines]
@@ -267,16 +143,6 @@ class Scheduler:
             if share is self._shares[Priority.INTERACTIVE]:
                 self._mean_length += 0.1 * (num_tokens / len(plan.batch) - self._mean_length)
 
-    def _budget_s(self, model: int) -> float:
-        """Seconds of a full batch, less its fixed cost: as long as gains anything, for texts of the usual length.
-
-        In seconds and not in tokens, so that a batch of long bulk texts holds up an interactive one for no longer.
-        """
-        a, b, c = self.costs[model].coefficients
-        each = b + c * self._mean_length
-        tokens = a / max(each, 1e-12) * (1.0 / OVERHEAD - 1.0)
-        return each * min(self.max_batch_tokens, max(LEAST_BUDGET_TOKENS, tokens))
-
     def _stretched(self, budget: float, seconds: float, sequence: Sequence) -> float:
         """The budget for a job that the batch has begun with: a little more, if all that is left of the job fits then.
 
@@ -285,14 +151,9 @@ class Scheduler:
         left = self._queued_by_job[id(sequence.job)] * sequence.cost
         return budget * (1.0 + STRETCH) if seconds + left <= budget * (1.0 + STRETCH) else budget
 
-    def _load_now(self, now: float) -> float:
-        return self._load * math.exp(-max(0.0, now - self._load_at) / LOAD_MEMORY_S)
-
-    def _weight(self, tenant: str) -> float:
-        return self._weights.get(tenant, 1.0)
-
     def _leave(self, sequence: Sequence) -> None:
         self.queued_tokens -= sequence.num_tokens
+        self.queued_texts -= 1
         key = id(sequence.job)
         self._queued_by_job[key] -= 1
         if not self._queued_by_job[key]:

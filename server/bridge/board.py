@@ -18,12 +18,15 @@ from embedmux.server.batching.scheduler import Scheduler
 from embedmux.server.records import Priority
 
 MAX_LINES = 128
-BOARD_BYTES = 4096
+BOARD_BYTES = 8192
 # version, heartbeat and beginning of the batch in work (monotonic seconds, 0 for none), queued tokens, texts, lines
 HEAD = np.dtype(
-    [("version", "u8"), ("heartbeat", "f8"), ("began", "f8"), ("tokens", "i8"), ("texts", "i8"), ("lines", "i8")]
-)
-LINE = np.dtype([("tenant", "u4"), ("priority", "u4"), ("room", "i8"), ("done_at", "f8")])
+    [
+        ("version", "u8"), ("heartbeat", "f8"), ("began", "f8"),
+        ("tokens", "i8"), ("texts", "i8"), ("lines", "i8"), ("large_from", "i8"),
+    ]
+)  # fmt: skip
+LINE = np.dtype([("tenant", "u4"), ("priority", "u4"), ("room", "i8"), ("large_room", "i8"), ("done_at", "f8")])
 PRIORITIES = list(Priority)
 
 
@@ -33,6 +36,15 @@ class Moves:
 
     heartbeat: float
     began: float
+
+
+@dataclass(slots=True)
+class Room:
+    """Tokens that a tenant may still queue in requests of a batch at most, in larger ones, and when it is done."""
+
+    tokens: int
+    large_tokens: int
+    done_at: float
 
 
 class Board:
@@ -46,10 +58,11 @@ class Board:
         """The queue as it is, and since when a batch is being computed: 0 for none."""
         lines = scheduler.pressure(time.monotonic())[:MAX_LINES]
         for place, line in enumerate(lines):
-            self._lines[place] = (tag_of(line.tenant), PRIORITIES.index(line.priority), line.room_tokens, line.done_at)
+            rooms = line.room_tokens, line.large_room_tokens
+            self._lines[place] = (tag_of(line.tenant), PRIORITIES.index(line.priority), *rooms, line.done_at)
         head = self._head
         head["lines"], head["tokens"], head["texts"] = len(lines), scheduler.queued_tokens, len(scheduler)
-        head["began"] = batch_began
+        head["began"], head["large_from"] = batch_began, scheduler.max_batch_tokens
         head["version"] += 1
 
     def beat(self) -> None:
@@ -71,10 +84,22 @@ class Board:
         """See Moves."""
         return Moves(float(self._head["heartbeat"][0]), float(self._head["began"][0]))
 
-    def lines(self) -> dict[tuple[int, Priority], tuple[int, float]]:
-        """(tag of the tenant, priority) -> (tokens that may still be queued, when what is queued should be done)."""
+    def lines(self) -> dict[tuple[int, Priority], Room]:
+        """(tag of the tenant, priority) -> what it may still queue, and when what it queued should be done."""
         found = self._lines[: int(self._head["lines"][0])].tolist()
-        return {(tag, PRIORITIES[priority]): (room, done_at) for tag, priority, room, done_at in found}
+        return {(tag, PRIORITIES[priority]): Room(*rooms) for tag, priority, *rooms in found}
+
+    @property
+    def large_from(self) -> int:
+        """Requests with more tokens than this take more than a batch."""
+        return int(self._head["large_from"][0])
+
+    def clear(self) -> None:
+        """Nothing is known of an engine that is about to start; it has from now on to give a sign of life."""
+        self._head["lines"] = self._head["tokens"] = self._head["texts"] = 0
+        self._head["began"] = 0.0
+        self._head["version"] += 1
+        self.beat()
 
 
 def tag_of(tenant: str | None) -> int:

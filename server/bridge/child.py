@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 RECEIVE_BYTES = 1 << 18
 SEND_TIMEOUT_S = 10
 BEAT_S = 0.25
-BEATS_A_SNAPSHOT = 4
+REPORT_S = 1.0
 
 
 class FrontConnection:
@@ -124,15 +124,14 @@ class FrontConnection:
 class EngineProcess:
     """The runtime and the fronts it answers."""
 
-    def __init__(self, runtime: Runtime, board: Board, listener: socket.socket) -> None:
+    def __init__(self, runtime: Runtime, listener: socket.socket) -> None:
         self.runtime = runtime
-        self._board = board
         self._listener = listener
         self._fronts: list[FrontConnection] = []
         self._lock = threading.Lock()
         # Loads read and check files: off the receiving threads, so that texts flow meanwhile; one at a time.
         self._calls = ThreadPoolExecutor(1, thread_name_prefix="embedmux-calls")
-        threading.Thread(target=self._beat, name="embedmux-beat", daemon=True).start()
+        threading.Thread(target=self._report, name="embedmux-report", daemon=True).start()
 
     def serve(self, connection: socket.socket, memory_file: int) -> None:
         """Serves the first front until it says CLOSE (drains) or is gone (ends at once)."""
@@ -178,15 +177,11 @@ class EngineProcess:
         for front in list(self._fronts):
             front.send(data)
 
-    def _beat(self) -> None:
-        """Says that the process runs, and now and then what it has done."""
-        beats = 0
+    def _report(self) -> None:
+        """Says now and then what was done."""
         while True:
-            self._board.beat()
-            if beats % BEATS_A_SNAPSHOT == 0:
-                self._tell(json_frame(Kind.STATS, {**self.runtime.snapshot(), "at": time.monotonic()}))
-            beats += 1
-            time.sleep(BEAT_S)
+            self._tell(json_frame(Kind.STATS, {**self.runtime.snapshot(), "at": time.monotonic()}))
+            time.sleep(REPORT_S)
 
     def _call(self, call: dict[str, Any], front: FrontConnection) -> None:
         try:
@@ -210,6 +205,13 @@ class EngineProcess:
         front.send(json_frame(Kind.ANSWER, answer))
 
 
+def beat(board: Board) -> None:
+    """Says that the process runs, from before it has loaded anything."""
+    while True:
+        board.beat()
+        time.sleep(BEAT_S)
+
+
 def main() -> None:
     """Loads the models, says READY or FAILED, then serves."""
     socket_fd, memory_fd, board_fd, listen_fd = map(int, sys.argv[1:5])
@@ -222,6 +224,7 @@ def main() -> None:
     threading.excepthook = _end_process
     connection = socket.socket(fileno=socket_fd)
     board = Board(mmap.mmap(board_fd, BOARD_BYTES))
+    threading.Thread(target=beat, args=(board,), name="embedmux-beat", daemon=True).start()
     try:
         runtime = Runtime(config, board)
     except EmbedmuxError as error:
@@ -233,7 +236,7 @@ def main() -> None:
         failure = ModelRejected(f"{names} did not load: {type(error).__name__}: {error}")
         connection.sendall(json_frame(Kind.FAILED, error_to_json(failure)))
         sys.exit(1)
-    EngineProcess(runtime, board, socket.socket(fileno=listen_fd)).serve(connection, memory_fd)
+    EngineProcess(runtime, socket.socket(fileno=listen_fd)).serve(connection, memory_fd)
 
 
 def _end_process(failure: threading.ExceptHookArgs) -> None:

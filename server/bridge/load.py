@@ -16,7 +16,7 @@ def load_of(linked: Linked) -> Load:
     link = linked.link
     if link is None or link.lost.done():
         return IDLE
-    done_at = max((done_at for _, done_at in linked.board.lines().values()), default=0.0)
+    done_at = max((room.done_at for room in linked.board.lines().values()), default=0.0)
     return Load(
         busy=_busy(link.before, link.snapshot),
         queue_seconds=max(0.0, done_at - time.monotonic()),

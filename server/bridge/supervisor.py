@@ -125,7 +125,7 @@ class Supervisor(Linked):
         """Kills an engine that is stuck; all else follows from that."""
         while True:
             await asyncio.sleep(LOOK_S)
-            if self.link is None or self.link.lost.done() or self._process is None:
+            if self._process is None or self._process.returncode is not None:
                 continue
             now, moves = time.monotonic(), self.board.moves
             silent, busy = now - moves.heartbeat, now - moves.began if moves.began else 0.0
@@ -133,7 +133,7 @@ class Supervisor(Linked):
                 what = f"computes one batch since {busy:.1f} s" if busy > silent else f"is silent since {silent:.1f} s"
                 logger.error("the engine process %s, the limit is %.1f s (stuck_after_s)", what, self._stuck_after_s)
                 self._process.kill()
-                await asyncio.shield(self.link.lost)
+                self.board.clear()
 
     async def _restore(self, link: EngineLink, lost: EngineLink) -> None:
         """Brings a fresh engine's adapters to exactly what was in service before, or leaves one out and says so."""
@@ -164,5 +164,5 @@ class Supervisor(Linked):
         finally:
             back.close()
             os.close(memory)
-        self.board.beat()  # it has until now to give its first sign of life
+        self.board.clear()
         return await self.connect(front, mapped)

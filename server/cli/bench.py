@@ -127,7 +127,7 @@ def bench(
     model
         A model by name; default: the server's first embedder.
     metadata
-        KEY=VALUE to send with every request, such as x-embedmux-tenant=load or x-embedmux-priority=batch; repeat it.
+        KEY=VALUE to send with every request, such as x-embedmux-tenant=load or x-embedmux-priority=bulk; repeat it.
     json
         Write settings, versions and all figures to this file.
     plot

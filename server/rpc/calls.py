@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
+from embedmux.server.config import MAX_TENANT_LENGTH
 from embedmux.server.errors import EmbedmuxError, InvalidRequest, Overloaded
 from embedmux.server.records import Notes, Priority, Terms
 from embedmux.server.rpc import status
@@ -24,7 +25,7 @@ PRIORITY = "x-embedmux-priority"
 TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 LOAD_FORMAT = "endpoint-load-metrics-format"
 PUSHBACK = "grpc-retry-pushback-ms"  # gRPC clients with a retry policy obey it
-MAX_ID_LENGTH, MAX_TENANT_LENGTH = 128, 64
+MAX_ID_LENGTH = 128
 OURS = {REQUEST_ID, TENANT, PRIORITY, TRACEPARENT, TRACESTATE, LOAD_FORMAT}
 OK = grpc.StatusCode.OK
 PRIORITIES = {priority.value: priority for priority in Priority}

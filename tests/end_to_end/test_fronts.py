@@ -1,5 +1,6 @@
 """Several front processes before one engine: the same answers from each, whoever of them dies."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -22,8 +23,11 @@ FRONTS = 3
 
 def fronts(served: Served) -> list[psutil.Process]:
     """The processes beside the first."""
-    children = psutil.Process(served.process.pid).children()
-    return [child for child in children if "embedmux.server.beside" in child.cmdline()]
+    found = []
+    for child in psutil.Process(served.process.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            found += [child] if "embedmux.server.beside" in child.cmdline() else []
+    return found
 
 
 def ask_all(served: Served, texts: list[str]) -> set[bytes]:

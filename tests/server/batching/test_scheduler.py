@@ -5,7 +5,8 @@ from batching_jobs import add, make_job, make_scheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmux.server.batching.scheduler import ANY_SIZE, Scheduler
+from embedmux.server.batching.outlook import ANY_SIZE
+from embedmux.server.batching.scheduler import Scheduler
 from embedmux.server.errors import DeadlineExceeded, Overloaded
 from embedmux.server.records import Priority, Sequence
 
@@ -234,3 +235,25 @@ def test_an_idle_device_tries_what_it_thinks_is_too_late_and_so_learns() -> None
     with pytest.raises(Overloaded):
         add(scheduler, make_job([90], now=0.01, deadline=0.1))
     add(scheduler, make_job([90], now=0.1, deadline=0.15))
+
+
+def test_a_request_of_many_batches_keeps_no_small_one_out_and_the_other_way_round() -> None:
+    scheduler = make_scheduler(max_queue_tokens=300)
+    add(scheduler, make_job([100] * 40))
+    for _ in range(6):
+        add(scheduler, make_job([50]))
+    with pytest.raises(Overloaded, match="holds 300 interactive tokens, 50 more"):
+        add(scheduler, make_job([50]))
+    with pytest.raises(Overloaded, match="holds 4000 interactive tokens, 200 more"):
+        add(scheduler, make_job([100, 100]))
+    assert scheduler.cancel(next(iter(scheduler._shares[Priority.INTERACTIVE].lines.values()))._heaps[0][0][2].job)
+    add(scheduler, make_job([100, 100]))
+
+
+def test_a_fit_that_noise_spoils_does_not_make_what_waits_look_endless() -> None:
+    scheduler = make_scheduler(max_queue_tokens=100_000)
+    for _ in range(50):
+        add(scheduler, make_job([100]))
+    for seconds in (0.5, 0.0001, 0.5, 0.5, 0.5, 0.5):
+        scheduler.costs[0].observe(16, 256, seconds)
+    assert all(pressure.done_at < 200.0 for pressure in scheduler.pressure(0.0))

@@ -13,6 +13,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from embedmux.proto import embed_pb2, embed_pb2_grpc
+from embedmux.server.bridge.board import Room
 from embedmux.server.bridge.load import load_of
 from embedmux.server.errors import Overloaded
 from embedmux.server.facts import Load
@@ -192,7 +193,7 @@ class Linked:
         return False
 
     def lines(self) -> dict[Any, Any]:
-        return {(1, Priority.BULK): (5, 0.0)}
+        return {(1, Priority.BULK): Room(5, 5, 0.0)}
 
 
 def snapshot(at: float, *seconds: float) -> dict[str, Any]:
