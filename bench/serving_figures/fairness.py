@@ -12,7 +12,7 @@ from serving_figures.requests import Texts, bodies
 from serving_figures.scraped import histogram, quantile, since
 
 ARGUMENTS = ("--dtype", "bfloat16", "--no-coalesce")
-TEXTS_A_REQUEST, IN_FLIGHT, SECONDS, WARM_UP_S = 32, 48, 15.0, 3.0
+TEXTS_A_REQUEST, IN_FLIGHT, SECONDS, WARM_UP_S = 32, 48, 25.0, 5.0
 WEIGHTS = {"large": 3.0, "small": 1.0}
 ERROR = "embedmux_prediction_error_ratio"
 PREDICTED_SHARES, PREDICTED_S = (0.7, 0.9), 12.0

@@ -14,6 +14,7 @@ FIT_EVERY = 4  # batches
 OUTLIER = 4.0  # a batch so many times slower than predicted was interrupted by something else
 ERROR_MEMORY = 0.05  # weight of the newest batch in ``error``
 MOST_CHANGE = 4.0  # of what tokens cost, from one fit to the next: what waits was counted with the last one
+LEAST_OF_TOKENS = 0.02  # of the fixed cost: what the tokens of the largest batch take at least
 LEAST_GAIN = 1e-6  # in the mean squared relative error, so that rounding does not choose between terms that are alike
 
 
@@ -66,7 +67,7 @@ def _fit(batches: list[tuple[int, int, float]]) -> tuple[float, float, float]:
     gram = [[sum(row[i] * row[j] for row in rows) for j in range(3)] for i in range(3)]
     wanted = [sum(row[i] for row in rows) for i in range(3)]
     best, least = FIRST_GUESS, float("inf")
-    for terms in ((0, 1, 2), (0, 1), (1, 2), (0, 2), (1,), (2,)):  # tokens cost something, whatever noise says
+    for terms in ((0, 1, 2), (0, 1), (1, 2), (0, 2), (1,), (0,), (2,)):
         solved = _solve([[gram[i][j] for j in terms] for i in terms], [wanted[i] for i in terms])
         if solved is None or min(solved) < 0.0:
             continue
@@ -75,7 +76,10 @@ def _fit(batches: list[tuple[int, int, float]]) -> tuple[float, float, float]:
         loss = sum((a * one + b * tokens + c * squares - 1.0) ** 2 for one, tokens, squares in rows)
         if loss < least - LEAST_GAIN * len(rows):
             best, least = (a, b, c), loss
-    return best
+    a, b, c = best
+    if not b and not c:  # tokens cost something, whatever noise says
+        b = LEAST_OF_TOKENS * a / max(tokens for tokens, _, _ in batches)
+    return a, b, c
 
 
 def _solve(matrix: list[list[float]], vector: list[float]) -> list[float] | None:

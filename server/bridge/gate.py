@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from embedmux.server.batching.outlook import MARGIN
 from embedmux.server.bridge.board import Board, Room, tag_of
 from embedmux.server.errors import DeadlineExceeded, Overloaded
 from embedmux.server.records import Priority, Terms
@@ -39,7 +40,7 @@ class Gate:
             )
         if terms.deadline is not None and terms.deadline <= now:
             raise DeadlineExceeded("the deadline passed before the texts were read")
-        if terms.deadline is not None and wait > 0.0 and now + wait > terms.deadline:
+        if terms.deadline is not None and wait > 0.0 and now + wait * (1.0 + MARGIN) > terms.deadline:
             raise Overloaded(
                 f"what waits already takes {wait:.3f} s, the deadline is in {terms.deadline - now:.3f} s; "
                 "send a later one, or try again later",
