@@ -78,11 +78,11 @@ class Beside:
     async def _keep(self, place: int) -> None:
         while True:
             running = self._running[place] = await self._launch()
-            ended = self.reports.get(place)  # by those that stood here before: what was counted stays counted
+            # What those counted that stood here before stays counted, but no call of theirs is in flight any more.
+            ended = {**self.reports.get(place, {}), "in_flight": []}
             try:
                 while line := await running.reader.readline():
-                    counted = json.loads(line)
-                    self.reports[place] = counted if ended is None else merged([ended, counted])
+                    self.reports[place] = merged([ended, json.loads(line)])
             except ValueError:  # no report, or one without an end
                 logger.exception("front process %d reports what cannot be read", place)
                 running.process.kill()

@@ -297,4 +297,6 @@ class Engine:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """torch raises a class of its own on CUDA, and a plain RuntimeError on the CPU."""
-    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "alloc" in str(error).lower()
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

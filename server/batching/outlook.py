@@ -1,4 +1,7 @@
-"""What the queue holds for whom, when it should be done, and hence which requests are refused. Pure, as the order."""
+"""What the queue holds for whom, when it should be done, and hence which requests are refused.
+
+Pure: time is an argument, nothing here waits, computes or imports torch.
+"""
 
 from __future__ import annotations
 
@@ -87,8 +90,8 @@ class Outlook:
         terms, share = job.terms, self._shares[job.terms.priority]
         is_large = num_tokens > self.max_batch_tokens
         line, weight = share.lines.get(terms.tenant), self._weight(terms.tenant)
-        queued = share.num_tokens(is_large=is_large)
         if num_tokens > self._room(share, line, weight, is_large=is_large):
+            queued = share.num_tokens(is_large=is_large)
             raise Overloaded(
                 f"the queue holds {queued} {terms.priority.value} tokens, {num_tokens} more would pass the limit "
                 f"{self.max_queue_tokens} (max_queue_tokens); try again later",
@@ -99,8 +102,8 @@ class Outlook:
             return
         if terms.deadline <= now:
             raise DeadlineExceeded("the deadline passed before the text was queued")
-        is_idle = not self.queued_tokens and now >= self.busy_until
         # An idle device tries: a prediction that is too long by mistake would otherwise never be found out.
+        is_idle = not self.queued_tokens and now >= self.busy_until
         # Under overload the queue is as long as deadlines allow: without a margin half of it would end behind them.
         latest = finish + (finish - now) * (MARGIN + self.costs[job.model].error)
         if latest > terms.deadline and not is_idle:

@@ -21,7 +21,7 @@ CHARACTERS_A_TOKEN = 4  # about, before a text is read
 
 
 class Linked:
-    """Engines over the link of now; whoever keeps the engine running puts it in (``use``)."""
+    """Engines over the link of now; whoever connects puts it in (``link``)."""
 
     def __init__(self, board: Board) -> None:
         self.board = board
