@@ -35,7 +35,6 @@ Done = Callable[[list[EngineJob]], None]
 # Computes sequences, in this order, into one row of bytes (uint8) for each, or the error of that text alone.
 Compute = Callable[[list[Sequence]], Collection[np.ndarray | EmbedmuxError]]
 WAY_BACK_S = 0.005  # what an answer takes from here to its caller, at least
-LATE = "the deadline passed while the text was queued"
 
 
 class Leases(Protocol):
@@ -155,7 +154,7 @@ class Engine:
                     self.board.show(self.scheduler, now)
             if plan.expired:
                 self.stats.count(plan.expired[0].job.model, "expired", len(plan.expired))
-                self._fail(plan.expired, DeadlineExceeded(LATE))
+                self._fail(plan.expired, DeadlineExceeded("the deadline passed while the text was queued"))
             if plan.batch:
                 self._run_plan(plan, now)
 
@@ -297,6 +296,5 @@ class Engine:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """torch raises a class of its own on CUDA, and a plain RuntimeError on the CPU."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    is_named_so = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named_so or "allocate memory" in str(error)
