@@ -79,9 +79,8 @@ class Traces:
             _log.warning("the last traces were not sent within %.1f s", CLOSE_TIMEOUT_S)
 
     def _record(self, call: Call, status: grpc.StatusCode, now: float, parent: Context) -> None:
-        wall = (
-            time.time() - time.monotonic()
-        )  # spans are in the time of day, calls are timed by a clock that never jumps
+        # Spans are in the time of day, calls are timed by a clock that never jumps.
+        wall = time.time() - time.monotonic()
 
         def at(moment: float) -> int:
             return round((wall + moment) * 1e9)
