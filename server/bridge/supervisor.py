@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 HEALTHY_AFTER_S = 30.0  # an engine that ran this long starts the pauses afresh
 LOOK_S = 0.5
+LOADING_S = 30.0
 
 
 class Supervisor(Linked):
@@ -129,9 +130,12 @@ class Supervisor(Linked):
                 continue
             now, moves = time.monotonic(), self.board.moves
             silent, busy = now - moves.heartbeat, now - moves.began if moves.began else 0.0
-            if max(silent, busy) > self._stuck_after_s:
+            is_loading = self.link is None or self.link.lost.done()
+            # Before it can say anything, a process that loads reads its libraries, which takes seconds.
+            limit = max(self._stuck_after_s, LOADING_S) if is_loading else self._stuck_after_s
+            if max(silent, busy) > limit:
                 what = f"computes one batch since {busy:.1f} s" if busy > silent else f"is silent since {silent:.1f} s"
-                logger.error("the engine process %s, the limit is %.1f s (stuck_after_s)", what, self._stuck_after_s)
+                logger.error("the engine process %s, the limit is %.1f s (stuck_after_s)", what, limit)
                 self._process.kill()
                 self.board.clear()
 
